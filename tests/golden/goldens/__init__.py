@@ -1,0 +1,1 @@
+"""The parts of make_goldens.py; see tests/golden/README.md."""
