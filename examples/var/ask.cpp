@@ -1,0 +1,156 @@
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "answer_json.h"
+#include "command.h"
+#include "flags.h"
+#include "interrupt.h"
+#include "libvar/error.h"
+#include "libvar/session.h"
+#include "logits_file.h"
+#include "stream.h"
+
+namespace var_command {
+namespace {
+
+struct AskFlags {
+  CommonFlags common;
+  PromptFlags prompt;
+  VarFlags var;
+  GenerationFlags generation;
+  std::string model, question;
+  std::optional<std::string> raw_prompt, logits;
+  bool compare = false, json = false;
+};
+
+libvar::Request make_request(const AskFlags& flags, const libvar::Model& model) {
+  libvar::Request request;
+  flags.prompt.fill(request);
+  request.images.assign(flags.prompt.images.begin(), flags.prompt.images.end());
+  request.question = flags.question;
+  request.raw_prompt = flags.raw_prompt;
+  request.var = flags.var.params(model);
+  request.generation = flags.generation.generation();
+  request.return_logits = flags.logits.has_value();
+  return request;
+}
+
+/// The number of tokens from the start that both answers share; nothing where they are equal.
+std::optional<std::size_t> first_difference(const libvar::Answer& first,
+                                            const libvar::Answer& second) {
+  if (first.tokens == second.tokens) return std::nullopt;
+  const auto end = std::mismatch(first.tokens.begin(), first.tokens.end(), second.tokens.begin(),
+                                 second.tokens.end());
+  return static_cast<std::size_t>(end.first - first.tokens.begin());
+}
+
+std::string token_text(const libvar::Answer& answer, std::size_t index) {
+  return index < answer.tokens.size() ? std::to_string(answer.tokens[index]) : "the end";
+}
+
+void print_difference(const libvar::Answer& with, const libvar::Answer& without) {
+  if (const auto index = first_difference(with, without)) {
+    std::printf("They part at token %zu: %s with VAR, %s without.\n", *index,
+                token_text(with, *index).c_str(), token_text(without, *index).c_str());
+  } else {
+    std::printf("They are equal, token for token.\n");
+  }
+}
+
+int compare(const AskFlags& flags, libvar::Session& session, libvar::Request request) {
+  const auto answer_with = [&](bool enabled) {
+    request.var.enabled = enabled;
+    if (flags.json) return ask_quietly(session, request);
+    std::fputs(enabled ? "with VAR:    " : "without VAR: ", stdout);
+    return ask_streaming(session, request, Turn::kFirst);
+  };
+  const libvar::Answer with = answer_with(true);
+  if (with.finish_reason == libvar::FinishReason::kCancelled) return kInterrupted;
+  const libvar::Answer without = answer_with(false);
+  if (without.finish_reason == libvar::FinishReason::kCancelled) return kInterrupted;
+  if (!flags.json) {
+    print_difference(with, without);
+    return kDone;
+  }
+  nlohmann::ordered_json out = {{"with_var", answer_json(with)},
+                                {"without_var", answer_json(without)}};
+  const auto index = first_difference(with, without);
+  out["first_difference"] =
+      index ? nlohmann::ordered_json(*index) : nlohmann::ordered_json(nullptr);
+  std::printf("%s\n", out.dump().c_str());
+  return kDone;
+}
+
+int ask(const AskFlags& flags) {
+  flags.common.apply();
+  flags.prompt.check();
+  flags.var.check();
+  std::optional<LogitsFile> logits;
+  if (flags.logits) logits.emplace(*flags.logits);
+
+  const auto model = load_model(flags.model, flags.common);
+  flags.common.log(describe(*model));
+  if (!model->has_sink_dimensions() && !flags.var.no_var) {
+    if (flags.compare) throw libvar::InputError("--compare: " + flags.model + kNoSinkDimensions);
+    flags.common.warn(flags.model + kNoSinkDimensions + ", so this runs without it");
+  }
+  const libvar::Request request = make_request(flags, *model);
+  libvar::Session session(model);
+  const InterruptScope interrupt;
+  if (flags.compare) return compare(flags, session, request);
+
+  const libvar::Answer answer =
+      flags.json ? ask_quietly(session, request) : ask_streaming(session, request, Turn::kFirst);
+  if (flags.json) std::printf("%s\n", answer_json(answer).dump().c_str());
+  if (logits) logits->write(answer.logits);
+  flags.common.log(describe(answer));
+  return answer.finish_reason == libvar::FinishReason::kCancelled ? kInterrupted : kDone;
+}
+
+}  // namespace
+
+void add_ask(CLI::App& app, Action& action) {
+  const auto flags = std::make_shared<AskFlags>();
+  CLI::App* command = app.add_subcommand("ask", "Answer one question, about pictures or without");
+  command->add_option("MODEL.pt", flags->model, "Archive written by var convert")->required();
+  CLI::Option* question = command->add_option(
+      "QUESTION", flags->question,
+      "<image> in it marks the places of the pictures; else they stand before its text");
+  flags->prompt.add(*command);
+  CLI::Option* raw_prompt =
+      command
+          ->add_option("--raw-prompt", flags->raw_prompt,
+                       "The whole prompt with its <image> places, instead of QUESTION")
+          ->type_name("TEXT")
+          ->group("Prompt and images");
+  for (const char* name : {"--system", "--prompt-style"})
+    raw_prompt->excludes(command->get_option(name));
+  flags->var.add(*command);
+  flags->generation.add(*command);
+  CLI::Option* compare = command->add_flag(
+      "--compare", flags->compare,
+      "Answer with VAR and without it, and show the token where the answers part");
+  compare->excludes(command->get_option("--no-var"));
+  command->add_flag(
+      "--json", flags->json,
+      "Print one JSON object; with --compare: with_var, without_var, first_difference");
+  command
+      ->add_option("--logits", flags->logits,
+                   "Write the logits of each chosen token, for torch.load")
+      ->type_name("FILE")
+      ->excludes(compare);
+  flags->common.add(*command, "Type of the computation; auto fits the device");
+  command->footer(
+      "Examples:\n  var ask llava.pt \"What is on the table?\" --image photo.jpg\n"
+      "  var ask llava.pt \"Is there a dog?\" --image photo.jpg --preset hallucination --compare");
+  command->callback([flags, question, raw_prompt, &action] {
+    if (question->count() == 0 && raw_prompt->count() == 0)
+      throw CLI::RequiredError("QUESTION (or --raw-prompt)");
+    action = [flags] { return ask(*flags); };
+  });
+}
+
+}  // namespace var_command

@@ -1,0 +1,141 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "libvar/redistribution_rule.h"
+
+namespace libvar {
+
+// Sizes in the comments: B batch, H query heads, H_kv key heads, Q query rows, K keys, Dh head
+// size, D hidden size, S sink dimensions. Every op runs on CPU and CUDA and has a Meta kernel; the
+// typed functions below go through the dispatcher, so callers never name a device.
+
+/// Makes sure that the ops are registered as torch.ops.libvar.*; call it when only op names are
+/// used.
+///
+/// A program that uses no symbol of libvar_ops.so may be linked without it, and then has no ops.
+void ensure_ops_registered();
+
+/// Sink score phi of every token.
+///
+/// Source: arXiv:2503.03321, Section 3.
+///     phi = max_{d in D_sink} |x[d]| / sqrt(mean_d(x[d]^2) + eps)
+/// @param hidden     [..., D] float32|float16|bfloat16, D contiguous
+/// @param sink_dims  [S] int64, same device, 1 <= S <= 8
+/// @param eps        the RMSNorm's epsilon, > 0
+/// @return           [...] float32
+/// @throws c10::ValueError  shapes disagree; on the CPU a dimension outside [0, D) (CUDA ignores
+/// it)
+/// @throws c10::TypeError   dtype not listed
+/// Numerics: reductions in float32, relative error within kSinkScoreBound (numerics.h).
+at::Tensor sink_scores(const at::Tensor& hidden, const at::Tensor& sink_dims, double eps = 1e-6);
+
+/// RMSNorm of a layer and phi of its input, in one read of hidden.
+///
+///     normed = weight * cast(x * rsqrt(mean(x^2) + eps))      cast to the dtype of hidden before
+///     the weight
+/// @param hidden     [..., D]
+/// @param weight     [D], dtype and device of hidden
+/// @param sink_dims  [S] int64, S may be 0: phi is then 0 everywhere
+/// @return           (normed [..., D] in the dtype of hidden, phi [...] float32)
+/// @throws           as sink_scores
+std::tuple<at::Tensor, at::Tensor> rms_norm_sink_scores(const at::Tensor& hidden,
+                                                        const at::Tensor& weight,
+                                                        const at::Tensor& sink_dims,
+                                                        double eps = 1e-6);
+
+/// residual += delta, rounded to its dtype, then RMSNorm and phi of the rounded sum.
+///
+/// @param residual   [..., D], changed in place
+/// @param delta      [..., D], dtype, shape and device of residual
+/// @return           (normed, phi) of the new residual, as rms_norm_sink_scores
+/// @throws           as sink_scores
+std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores(at::Tensor& residual,
+                                                            const at::Tensor& delta,
+                                                            const at::Tensor& weight,
+                                                            const at::Tensor& sink_dims,
+                                                            double eps = 1e-6);
+
+/// Moves attention from sink tokens to the non-sink visual tokens of the selected rows.
+///
+/// Source: arXiv:2503.03321, Section 5, Equations 3 and 4; see RedistributionRule.
+/// @param probs        [B, H, Q, K] float32|float16|bfloat16, K contiguous, rows are probability
+/// distributions
+/// @param sink_scores  [B, K] float32, phi of each key
+/// @param visual_mask  [B, K] bool, true at visual tokens
+/// @param row_mask     [B, Q] bool or none (every row): rows that may be selected. The op knows no
+/// positions: it counts
+///                     all K keys, and its caller clears the mask for rows before the first visual
+///                     sink.
+/// @param rule         thresholds, in the ranges that RedistributionRule states
+/// @return             [B, H, Q, K], dtype and device of probs, fresh storage
+/// @throws c10::ValueError  shapes disagree, a parameter is out of range, a class is both source
+/// and target
+/// @throws c10::TypeError   dtype not listed, or a mask is not bool
+/// Numerics: sums in float32; every element within kRedistributeBound (numerics.h). Rows that are
+/// not selected are returned bit for bit. Cost: one read and one write of probs, no host
+/// synchronisation.
+at::Tensor redistribute(const at::Tensor& probs, const at::Tensor& sink_scores,
+                        const at::Tensor& visual_mask,
+                        const std::optional<at::Tensor>& row_mask = std::nullopt,
+                        const RedistributionRule& rule = {});
+
+/// redistribute in place; rows that are not selected are not written.
+at::Tensor& redistribute_(at::Tensor& probs, const at::Tensor& sink_scores,
+                          const at::Tensor& visual_mask,
+                          const std::optional<at::Tensor>& row_mask = std::nullopt,
+                          const RedistributionRule& rule = {});
+
+/// What the attention of one layer is computed from.
+struct AttentionInputs {
+  at::Tensor query;  ///< [B, H, Q, Dh] float32|float16|bfloat16, any strides with Dh contiguous
+  at::Tensor key;    ///< [B, H_kv, K, Dh], dtype of query; head h reads H_kv head h / (H / H_kv); K
+                     ///< may be a capacity
+  at::Tensor value;  ///< [B, H_kv, K, Dh]
+  at::Tensor sink_scores;              ///< [B, K] float32
+  at::Tensor visual_mask;              ///< [B, K] bool
+  std::optional<at::Tensor> row_mask;  ///< [B, Q] bool; none: rows whose own position is not visual
+  std::optional<at::Tensor> kv_lengths;  ///< [B] int32; none: K
+  double scale = 1.0;                    ///< multiplies query * key
+};
+
+/// Tensors that `attention` fills beside its result, for statistics and analyses. Undefined ones
+/// are not filled, the others must be contiguous.
+struct AttentionTrace {
+  at::Tensor selected;    ///< [B, H, Q] bool: the row was redistributed
+  at::Tensor class_mass;  ///< [B, H, Q, 4] float32: mass of each TokenClass before redistribution
+};
+
+/// Causal softmax attention with redistribution, in one pass over keys and values.
+///
+/// Source: arXiv:2503.03321, Equations 3 and 4, on one online softmax state (o_C, l_C) per token
+/// class C under a common running maximum: with the class weights w_C of RedistributionRule,
+///     out = sum_C w_C o_C / sum_C l_C
+/// Row i of batch b is position n = kv_lengths[b] - Q + i and sees keys 0..n. Rule 3 of the method
+/// (a visual sink among the keys that the row sees) is by position. Whatever lies at or past
+/// kv_lengths[b], NaN included, is never used.
+/// @param inputs   see AttentionInputs
+/// @param rule     classes and head rule; its tau, rho, p and min_visual_mass are read unless
+/// `params` is given
+/// @param params   [B, 4] float32 on the device: tau, rho, p, min_visual_mass of each sequence
+/// (valid under graph replay)
+/// @param trace    filled where its tensors are defined
+/// @return         [B, H, Q, Dh], dtype of query, contiguous. A row that sees no key, or none with
+/// a score above -inf, is
+///                 zero.
+/// @throws c10::ValueError  shapes or parameters; on the CPU lengths outside [0, K] (CUDA clamps
+///                          them) and `params` out of range; on CUDA a head size above 256
+/// @throws c10::TypeError   dtypes
+/// Numerics: scores, sums and states in float32; error within kAttentionBound (numerics.h). NaN
+/// stays in its row. A row's bits depend on its own keys, tau and the class sets alone, not on
+/// batch, capacity, the other rows of the call or threads; weights of 1 (p = 0, or a row that is
+/// not selected) give the bits of HeadRule::kNone at the same tau. Cost: reads K and V once per
+/// query head and row tile; holds one tile of scores, never Q x K; no host sync.
+at::Tensor attention(const AttentionInputs& inputs, const RedistributionRule& rule = {},
+                     const std::optional<at::Tensor>& params = std::nullopt,
+                     AttentionTrace* trace = nullptr);
+
+}  // namespace libvar

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "libvar/request.h"
+
+namespace libvar {
+
+struct ConvertOptions {
+  std::string dtype = "auto";  ///< auto (the checkpoint's), fp32, bf16, fp16
+  std::optional<std::vector<std::int64_t>> sink_dims =
+      {};  ///< none: those known for the language model, if it is known
+  std::optional<std::int64_t> first_layer = {};  ///< stored as the model's VAR default
+  ProgressCallback on_progress = {};
+};
+
+/// Writes the archive `out` from a Hugging Face checkpoint directory (safetensors).
+///
+/// The file appears under its name only when it is complete. Anonymous memory does not grow with
+/// the model.
+/// @throws ArchiveError   the checkpoint is incomplete or not understood; names file and tensor
+/// @throws ConfigError    options out of range
+/// @throws ResourceError  the disk is full
+void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
+                        const std::filesystem::path& out, const ConvertOptions& options = {});
+
+struct ArchiveInfo {
+  std::int64_t format_version = 0;
+  std::string family;
+  std::string dtype;  ///< "float32", "bfloat16", "float16"
+  std::int64_t num_parameters = 0;
+  std::int64_t file_bytes = 0;
+  std::int64_t hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0,
+               num_kv_heads = 0, head_dim = 0;
+  std::int64_t vocab_size = 0, context_length = 0;
+  std::int64_t image_size = 0, patch_size = 0, visual_tokens = 0;  ///< pixels, pixels, per image
+  std::string prompt_style, image_mode;                            ///< the checkpoint's own
+  std::vector<std::int64_t> sink_dims;
+  std::string sink_dims_source;  ///< how they were found
+  VarParams var_defaults;
+};
+
+/// Reads what an archive says of itself, no weights.
+/// @throws ArchiveError
+ArchiveInfo read_archive_info(const std::filesystem::path& path);
+
+/// Reads the whole file and checks every checksum.
+/// @throws ArchiveError  names the damaged record
+void verify_archive(const std::filesystem::path& path, const ProgressCallback& on_progress = {});
+
+}  // namespace libvar

@@ -1,0 +1,12 @@
+#pragma once
+
+/// The whole public interface: Model, Session, Request and Answer, conversion, ops.
+
+#include "libvar/convert.h"
+#include "libvar/error.h"
+#include "libvar/model.h"
+#include "libvar/ops.h"
+#include "libvar/request.h"
+#include "libvar/session.h"
+#include "libvar/var_params.h"
+#include "libvar/version.h"

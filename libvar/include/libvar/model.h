@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "libvar/request.h"
+
+namespace libvar {
+
+struct LoadOptions {
+  std::string device = "auto";  ///< auto (CUDA where there is one), cpu, cuda, cuda:N
+  /// auto, fp32, bf16, fp16. auto: the archive's on CUDA; on a CPU bf16 where the processor has
+  /// bf16 dot products, else fp32 if it fits in memory.
+  std::string dtype = "auto";
+  ProgressCallback on_progress = {};  ///< called while weights are read
+};
+
+class LoadedModel;  // private
+
+/// A model's weights and everything needed to run them. Immutable; shared between threads and
+/// sessions.
+class Model {
+ public:
+  /// Loads an archive written by `var convert`. On a CPU at the archive's dtype the file is mapped
+  /// and used in place.
+  ///
+  /// @throws ArchiveError   not an archive of this library, damaged, or of another format version
+  /// @throws ConfigError    unknown device or dtype
+  /// @throws ResourceError  it does not fit in memory
+  static std::shared_ptr<const Model> load(const std::filesystem::path& path,
+                                           const LoadOptions& options = {});
+
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const std::string& family() const;    ///< "llava"
+  std::string device() const;           ///< "cpu", "cuda:0"
+  std::string dtype() const;            ///< "float32", "bfloat16", "float16": of the computation
+  std::int64_t context_length() const;  ///< most positions of a sequence
+  VarParams var_defaults() const;       ///< the paper's, changed by what the archive stores
+  bool has_sink_dimensions() const;     ///< false: VAR can't act
+  double load_ms() const;
+
+  const LoadedModel& loaded() const { return *loaded_; }  ///< for the library itself
+
+ private:
+  explicit Model(std::unique_ptr<LoadedModel> loaded);
+  std::unique_ptr<LoadedModel> loaded_;
+};
+
+}  // namespace libvar

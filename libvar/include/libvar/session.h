@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "libvar/model.h"
+#include "libvar/request.h"
+
+namespace libvar {
+
+struct SessionOptions {
+  std::int64_t prefill_chunk = 0;  ///< most rows of the prompt computed at once; 0: all
+};
+
+/// One conversation with a model: caches and sampler. Used by one thread at a time.
+class Session {
+ public:
+  explicit Session(std::shared_ptr<const Model> model, SessionOptions options = {});
+  ~Session();
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+
+  /// Starts a new conversation and answers.
+  ///
+  /// @throws InputError   an image can't be read, image places and images differ in number, the
+  /// prompt is too long
+  /// @throws ConfigError  parameters out of range
+  Answer ask(const Request& request, const TextCallback& on_text = {});
+
+  /// Answers a further question in the same conversation; earlier turns stay in the caches, and the
+  /// request's VAR settings act from its first new token on. Without an earlier turn it is ask.
+  ///
+  /// Answer::prompt_tokens are those of this turn, led by the last token of an answer that ended
+  /// without a stop token; visual_spans and visual sinks count positions from the beginning of the
+  /// conversation.
+  /// @throws      as ask; after an error in the middle of an answer the conversation is forgotten
+  Answer follow_up(const Request& request, const TextCallback& on_text = {});
+
+  /// Forgets the conversation.
+  void reset();
+
+ private:
+  class State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace libvar

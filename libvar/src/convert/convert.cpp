@@ -1,0 +1,195 @@
+#include "libvar/convert.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "archive/archive.h"
+#include "convert/checkpoint.h"
+#include "families/json_fields.h"
+#include "libvar/error.h"
+#include "text/tokenizer.h"
+
+namespace libvar {
+namespace {
+
+constexpr std::size_t kMaxSinkDims = 8;
+
+at::ScalarType parse_dtype(const std::string& name, at::ScalarType automatic) {
+  if (name == "auto") return automatic;
+  if (name == "fp32") return at::kFloat;
+  if (name == "bf16") return at::kBFloat16;
+  if (name == "fp16") return at::kHalf;
+  throw ConfigError("dtype: expected auto, fp32, bf16 or fp16, found " + name);
+}
+
+void check_options(const ConvertOptions& options) {
+  parse_dtype(options.dtype, at::kFloat);
+  if (options.sink_dims) {
+    const std::set<std::int64_t> distinct(options.sink_dims->begin(), options.sink_dims->end());
+    const std::size_t count = options.sink_dims->size();
+    if (count < 1 || count > kMaxSinkDims || distinct.size() != count) {
+      throw ConfigError("sink_dims: expected 1 to " + std::to_string(kMaxSinkDims) +
+                        " different dimensions, found " + std::to_string(count) +
+                        (distinct.size() != count ? " with repetitions" : ""));
+    }
+  }
+  if (options.first_layer && *options.first_layer < 0) {
+    throw ConfigError("first_layer: expected 0 or more, found " +
+                      std::to_string(*options.first_layer));
+  }
+}
+
+std::int64_t count_infinite(const at::Tensor& tensor) {
+  return tensor.isinf().sum().item<std::int64_t>();
+}
+
+/// The tensor in another type. A finite value that float16 can't hold would become infinite: an
+/// error.
+at::Tensor read_as(const CheckpointTensor& tensor, at::ScalarType dtype) {
+  const at::Tensor source = tensor.file->tensor(tensor.name);
+  if (source.scalar_type() == dtype) return source;
+  at::Tensor out = source.to(dtype);
+  if (dtype == at::kHalf && count_infinite(out) > count_infinite(source)) {
+    const double largest = source.abs().max().item<double>();
+    throw ArchiveError(tensor.file->path().string() + ": tensor " + tensor.name +
+                       ": its largest magnitude " + std::to_string(largest) +
+                       " does not fit float16, which ends at 65504; convert to bf16");
+  }
+  return out;
+}
+
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string out = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i)
+    out += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return out + "]";
+}
+
+/// The published tensors under their canonical names. What the configuration asks for is checked;
+/// the rest is kept, but for buffers and a head that is tied to the embeddings.
+std::map<std::string, CheckpointTensor> canonical_tensors(const Checkpoint& checkpoint,
+                                                          const ModelConfig& config,
+                                                          const std::string& where) {
+  std::map<std::string, CheckpointTensor> out;
+  for (const auto& [name, tensor] : checkpoint.tensors) {
+    const auto canonical = checkpoint.family->canonical_name(name);
+    if (!canonical) continue;
+    if (config.decoder.tie_word_embeddings && *canonical == "language_model.lm_head.weight")
+      continue;
+    const auto [found, is_new] = out.emplace(*canonical, tensor);
+    if (!is_new) {
+      throw ArchiveError(where + ": tensors " + found->second.name + " and " + name + " both are " +
+                         *canonical);
+    }
+  }
+  for (const TensorSpec& spec : checkpoint.family->expected_tensors(config)) {
+    const auto found = out.find(spec.name);
+    if (found == out.end()) throw ArchiveError(where + ": tensor " + spec.name + " is missing");
+    if (found->second.entry().shape != spec.shape) {
+      throw ArchiveError(found->second.file->path().string() + ": tensor " + found->second.name +
+                         ": expected shape " + shape_text(spec.shape) + ", found " +
+                         shape_text(found->second.entry().shape));
+    }
+  }
+  return out;
+}
+
+void check_tokenizer(const CheckpointFiles& files, const ModelConfig& config) {
+  if (files.count("tokenizer.model") == 0) throw ArchiveError("tokenizer.model is missing");
+  const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(files);
+  const std::int64_t rows = config.decoder.vocab_size;
+  if (tokenizer->size() > rows) {
+    throw ArchiveError("the tokenizer does not fit the vocabulary: it gives ids up to " +
+                       std::to_string(tokenizer->size() - 1) + ", config.json: vocab_size is " +
+                       std::to_string(rows));
+  }
+  const auto image = tokenizer->token_id(kImagePlaceholder);
+  if (image && config.image_token_id && *image != *config.image_token_id) {
+    throw ArchiveError("the tokenizer does not fit config.json: " + std::string(kImagePlaceholder) +
+                       " is " + std::to_string(*image) + " in the one, " +
+                       std::to_string(*config.image_token_id) + " in the other");
+  }
+}
+
+SinkDimensions choose_sinks(const Family& family, const ModelConfig& config,
+                            const ConvertOptions& options) {
+  if (!options.sink_dims)
+    return family.known_sink_dimensions(config).value_or(SinkDimensions{{}, "not known"});
+  for (const std::int64_t dim : *options.sink_dims) {
+    if (dim < 0 || dim >= config.decoder.hidden_size) {
+      throw ConfigError("sink_dims: expected dimensions in [0, " +
+                        std::to_string(config.decoder.hidden_size) + "), the hidden size, found " +
+                        std::to_string(dim));
+    }
+  }
+  return {*options.sink_dims, "given when the checkpoint was converted"};
+}
+
+/// The type of the checkpoint: what most of its bytes have, since config.json may say nothing or
+/// something else.
+at::ScalarType stored_dtype(const std::map<std::string, CheckpointTensor>& tensors) {
+  std::map<at::ScalarType, std::uint64_t> bytes;
+  for (const auto& [name, tensor] : tensors) {
+    bytes[tensor.file->dtype(tensor.name)] += tensor.entry().end - tensor.entry().begin;
+  }
+  const auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
+  return std::max_element(bytes.begin(), bytes.end(), less)->first;
+}
+
+void refuse_overwriting(const std::filesystem::path& out, const std::filesystem::path& dir,
+                        const Checkpoint& checkpoint) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(out, ignored)) return;
+  std::set<std::filesystem::path> inputs;
+  for (const auto& [name, text] : checkpoint.files) inputs.insert(dir / name);
+  for (const auto& [name, tensor] : checkpoint.tensors) inputs.insert(tensor.file->path());
+  for (const std::filesystem::path& input : inputs) {
+    if (std::filesystem::equivalent(out, input, ignored)) {
+      throw ArchiveError(
+          out.string() +
+          ": is a file of the checkpoint itself; choose another name for the archive");
+    }
+  }
+}
+
+}  // namespace
+
+void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
+                        const std::filesystem::path& out, const ConvertOptions& options) {
+  check_options(options);
+  Checkpoint checkpoint = open_checkpoint(checkpoint_dir);
+  add_vision_folder(checkpoint_dir, checkpoint);
+  const std::string where = checkpoint_dir.string();
+  ModelConfig config;
+  try {
+    config = checkpoint.family->read_config(checkpoint.files);
+    check_tokenizer(checkpoint.files, config);
+  } catch (const ArchiveError& error) {
+    throw ArchiveError(where + ": " + error.what());
+  }
+  const auto tensors = canonical_tensors(checkpoint, config, where);
+  refuse_overwriting(out, checkpoint_dir, checkpoint);
+
+  ArchiveManifest manifest;
+  manifest.family = checkpoint.family->name();
+  manifest.sink_dimensions = choose_sinks(*checkpoint.family, config, options);
+  manifest.var_defaults.first_layer = options.first_layer;
+  const at::ScalarType dtype = parse_dtype(options.dtype, stored_dtype(tensors));
+  manifest.dtype = dtype_name(dtype);
+  CheckpointFiles files = checkpoint.files;
+  files["libvar.json"] = to_json_text(manifest);
+
+  std::vector<TensorSource> sources;
+  for (const auto& [name, tensor] : tensors) {
+    tensor.file->dtype(tensor.name);  // an error before anything is written
+    sources.push_back(
+        {name, tensor.entry().shape, dtype, [&tensor, dtype] { return read_as(tensor, dtype); }});
+  }
+  write_archive(out, sources, files, options.on_progress);
+}
+
+}  // namespace libvar

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "decoder/config.h"
+#include "decoder/kv_cache.h"
+#include "decoder/rotary.h"
+#include "libvar/redistribution_rule.h"
+#include "weights.h"
+
+namespace libvar {
+
+/// What all layers of one pass share.
+struct AttentionPass {
+  std::int64_t past = 0;        ///< positions in the cache before this pass
+  std::int64_t plain_rows = 0;  ///< leading rows that no setting could select
+  RotaryAngles angles;
+};
+
+/// Self-attention of one decoder layer.
+class SelfAttention {
+ public:
+  /// @param weights  names relative to the layer's attention ("q_proj.weight")
+  SelfAttention(const DecoderConfig& config, std::int64_t layer, const WeightReader& weights);
+
+  /// Appends keys and values to the cache and attends.
+  ///
+  /// The sink scores of the rows must be in the cache already. Rows below pass.plain_rows are plain
+  /// causal attention: PyTorch's where nothing lies before them, else libvar's own with no row
+  /// selected, because PyTorch's causal mask is aligned at the top left. All other rows run in
+  /// libvar's own kernel, whatever the rule.
+  /// @param normed    [B, Q, D]
+  /// @param rule      HeadRule::kNone where the layer is not to be changed
+  /// @param selected  [B, H, Q] bool, false everywhere, or undefined; set where a row was changed
+  /// @return          [B, Q, D]
+  at::Tensor operator()(const at::Tensor& normed, const AttentionPass& pass,
+                        const RedistributionRule& rule, const at::Tensor& selected,
+                        KvCache& cache) const;
+
+ private:
+  at::Tensor attend_plain(const at::Tensor& query, const AttentionPass& pass,
+                          const KvCache& cache) const;
+  at::Tensor attend_redistributed(const at::Tensor& query, std::int64_t length,
+                                  const RedistributionRule& rule, const at::Tensor& selected,
+                                  const KvCache& cache) const;
+
+  DecoderConfig config_;
+  std::int64_t layer_;
+  double scale_;
+  ProjectionGroup query_key_value_;
+  Linear out_;
+};
+
+}  // namespace libvar

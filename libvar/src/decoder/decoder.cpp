@@ -1,0 +1,121 @@
+#include "decoder/decoder.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "libvar/ops.h"
+
+namespace libvar {
+
+Decoder::Layer::Layer(const DecoderConfig& config, std::int64_t index, const WeightReader& weights)
+    : input_norm(weights.read("input_layernorm.weight", {config.hidden_size})),
+      post_attention_norm(weights.read("post_attention_layernorm.weight", {config.hidden_size})),
+      attention(config, index, weights.scope("self_attn.")),
+      gate_up(weights.scope("mlp."),
+              {{"gate_proj", config.intermediate_size}, {"up_proj", config.intermediate_size}},
+              config.hidden_size, config.mlp_bias),
+      down(Linear::read(weights, "mlp.down_proj", config.intermediate_size, config.hidden_size,
+                        config.mlp_bias)) {}
+
+Decoder::Decoder(const DecoderConfig& config, const std::vector<std::int64_t>& sink_dims,
+                 const WeightReader& weights)
+    : config_(config),
+      target_(weights.target()),
+      sink_dims_(at::tensor(sink_dims, at::kLong).to(target_.device)),
+      no_sink_dims_(at::empty({0}, at::TensorOptions().dtype(at::kLong).device(target_.device))),
+      embedding_(
+          weights.read("model.embed_tokens.weight", {config.vocab_size, config.hidden_size})),
+      final_norm_(weights.read("model.norm.weight", {config.hidden_size})),
+      rotary_(config, target_) {
+  if (config.tie_word_embeddings) {
+    head_.weight = embedding_;
+  } else {
+    head_ = Linear::read(weights, "lm_head", config.hidden_size, config.vocab_size, false);
+  }
+  layers_.reserve(static_cast<std::size_t>(config.num_layers));
+  for (std::int64_t i = 0; i < config.num_layers; ++i) {
+    layers_.emplace_back(config, i, weights.scope(c10::str("model.layers.", i, ".")));
+  }
+}
+
+at::Tensor Decoder::embed(const at::Tensor& ids) const {
+  return at::embedding(embedding_, ids.to(target_.device));
+}
+
+at::Tensor Decoder::logits(const at::Tensor& normed) const {
+  return head_(normed);
+}
+
+bool Decoder::may_change(std::int64_t layer, const VarParams& var) const {
+  return var.enabled && var.head_rule != HeadRule::kNone && sink_dims_.numel() > 0 &&
+         layer >= var.first_layer.value_or(0) &&
+         (layer + 1 < config_.num_layers || var.include_last_layer);
+}
+
+void Decoder::store_sink_scores(std::int64_t layer, const at::Tensor& residual,
+                                const at::Tensor& phi, const DecoderPass& pass,
+                                KvCache& cache) const {
+  if (pass.generated && !pass.var.generated_sinks) {
+    cache.append_zero_sink_scores(layer, residual.size(1));
+  } else if (pass.var.phi_epsilon && sink_dims_.numel() > 0 &&
+             *pass.var.phi_epsilon != static_cast<float>(config_.rms_norm_eps)) {
+    cache.append_sink_scores(layer, sink_scores(residual, sink_dims_, *pass.var.phi_epsilon));
+  } else {
+    cache.append_sink_scores(layer, phi);
+  }
+}
+
+at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCache& cache) const {
+  const std::int64_t batch = hidden.size(0), rows = hidden.size(1), past = cache.length();
+  AttentionPass attention_pass;
+  attention_pass.past = past;
+  attention_pass.plain_rows = std::clamp<std::int64_t>(pass.plain_end - past, 0, rows);
+  const at::Tensor positions =
+      at::arange(past, past + rows, at::TensorOptions().dtype(at::kLong).device(target_.device));
+  attention_pass.angles = rotary_.angles(positions.expand({batch, rows}));
+
+  RedistributionRule off = pass.var.rule();
+  off.head_rule = HeadRule::kNone;
+  const std::int64_t changeable_rows = rows - attention_pass.plain_rows;
+  at::Tensor selected;  // [layers, B, H, changeable rows]
+  if (pass.selected_rows.defined() && pass.var.enabled && changeable_rows > 0) {
+    selected = at::zeros({config_.num_layers, batch, config_.num_heads, changeable_rows},
+                         at::TensorOptions().dtype(at::kBool).device(target_.device));
+  }
+
+  at::Tensor delta;  // what the layer before adds to the residual stream
+  const auto norm = [&](const at::Tensor& weight, const at::Tensor& dims) {
+    return delta.defined()
+               ? add_rms_norm_sink_scores(hidden, delta, weight, dims, config_.rms_norm_eps)
+               : rms_norm_sink_scores(hidden, weight, dims, config_.rms_norm_eps);
+  };
+  for (std::int64_t i = 0; i < config_.num_layers; ++i) {
+    const Layer& layer = layers_[static_cast<std::size_t>(i)];
+    const bool changes = may_change(i, pass.var);
+    auto [normed, phi] = norm(layer.input_norm, sink_dims_);  // phi of the layer's input
+    store_sink_scores(i, hidden, phi, pass, cache);
+    delta = layer.attention(normed, attention_pass, changes ? pass.var.rule() : off,
+                            changes && selected.defined() ? selected.select(0, i) : at::Tensor(),
+                            cache);
+    std::tie(normed, phi) = norm(layer.post_attention_norm, no_sink_dims_);
+    std::vector<at::Tensor> gate_up = layer.gate_up(normed);
+    delta = layer.down(at::silu_(gate_up[0]).mul_(gate_up[1]));
+  }
+  if (selected.defined()) pass.selected_rows.add_(selected.sum({1, 2, 3}));
+  cache.advance(rows);
+
+  const std::int64_t first = rows - pass.last_rows;
+  hidden = hidden.narrow(1, first, pass.last_rows);
+  delta = delta.narrow(1, first, pass.last_rows);
+  return std::get<0>(norm(final_norm_, no_sink_dims_));
+}
+
+}  // namespace libvar

@@ -1,0 +1,97 @@
+#include "decoder/kv_cache.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace libvar {
+namespace {
+
+/// A buffer whose dimension `dim` holds `capacity` positions, with the first `length` of `old` in
+/// it.
+at::Tensor grown(const at::Tensor& old, at::IntArrayRef sizes, std::int64_t dim,
+                 std::int64_t length, const at::TensorOptions& options) {
+  at::Tensor result = at::empty(sizes, options);
+  if (length > 0) result.narrow(dim, 0, length).copy_(old.narrow(dim, 0, length));
+  return result;
+}
+
+}  // namespace
+
+KvCache::KvCache(const DecoderConfig& config, const ComputeTarget& target, std::int64_t batch)
+    : config_(config),
+      target_(target),
+      batch_(batch),
+      keys_(static_cast<std::size_t>(config.num_layers)),
+      values_(static_cast<std::size_t>(config.num_layers)) {}
+
+void KvCache::reserve(std::int64_t capacity) {
+  if (capacity <= capacity_) return;
+  if (length_ > 0)
+    capacity = std::max(capacity, std::min(capacity_ + capacity_ / 2, config_.max_positions));
+  const auto options = at::TensorOptions().device(target_.device);
+  const std::vector<std::int64_t> sizes{batch_, config_.num_kv_heads, capacity, config_.head_dim};
+  for (auto* buffers : {&keys_, &values_}) {
+    for (at::Tensor& buffer : *buffers) {
+      if (length_ == 0) buffer.reset();  // the old one goes before the new one comes
+      buffer = grown(buffer, sizes, 2, length_, options.dtype(target_.dtype));
+    }
+  }
+  sink_scores_ = grown(sink_scores_, {config_.num_layers, batch_, capacity}, 2, length_,
+                       options.dtype(at::kFloat));
+  at::Tensor mask = at::zeros({batch_, capacity}, options.dtype(at::kBool));
+  if (length_ > 0) mask.narrow(1, 0, length_).copy_(visual_mask_.narrow(1, 0, length_));
+  visual_mask_ = std::move(mask);
+  capacity_ = capacity;
+}
+
+void KvCache::clear() {
+  length_ = 0;
+  if (capacity_ > 0) visual_mask_.zero_();
+}
+
+void KvCache::mark_visual(std::int64_t begin, std::int64_t end) {
+  visual_mask_.narrow(1, begin, end - begin).fill_(true);
+}
+
+void KvCache::append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value) {
+  const auto index = static_cast<std::size_t>(layer);
+  keys_[index].narrow(2, length_, key.size(2)).copy_(key);
+  values_[index].narrow(2, length_, value.size(2)).copy_(value);
+}
+
+void KvCache::append_sink_scores(std::int64_t layer, const at::Tensor& phi) {
+  sink_scores_.select(0, layer).narrow(1, length_, phi.size(1)).copy_(phi);
+}
+
+void KvCache::append_zero_sink_scores(std::int64_t layer, std::int64_t rows) {
+  sink_scores_.select(0, layer).narrow(1, length_, rows).zero_();
+}
+
+void KvCache::advance(std::int64_t rows) {
+  length_ += rows;
+}
+
+at::Tensor KvCache::keys(std::int64_t layer, std::int64_t length) const {
+  return keys_[static_cast<std::size_t>(layer)].narrow(2, 0, length);
+}
+
+at::Tensor KvCache::values(std::int64_t layer, std::int64_t length) const {
+  return values_[static_cast<std::size_t>(layer)].narrow(2, 0, length);
+}
+
+at::Tensor KvCache::sink_scores(std::int64_t layer, std::int64_t length) const {
+  return sink_scores_.select(0, layer).narrow(1, 0, length);
+}
+
+at::Tensor KvCache::visual_mask(std::int64_t length) const {
+  return visual_mask_.narrow(1, 0, length);
+}
+
+at::Tensor KvCache::all_sink_scores() const {
+  return sink_scores_.narrow(2, 0, length_);
+}
+
+}  // namespace libvar

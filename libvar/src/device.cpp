@@ -1,0 +1,104 @@
+#include "device.h"
+
+#include <c10/util/StringUtil.h>
+
+#include <charconv>
+#include <fstream>
+
+#include "libvar/error.h"
+
+#ifdef LIBVAR_WITH_CUDA
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#endif
+
+namespace libvar {
+namespace {
+
+#ifdef LIBVAR_WITH_CUDA
+int num_cuda_devices() {
+  return static_cast<int>(c10::cuda::device_count());
+}
+
+constexpr bool kBuiltWithCuda = true;
+#else
+int num_cuda_devices() {
+  return 0;
+}
+
+constexpr bool kBuiltWithCuda = false;
+#endif
+
+/// Value in bytes of a "Name:   123 kB" line of a file of /proc, or -1.
+std::int64_t read_proc_bytes(const char* path, const std::string& name) {
+  std::ifstream file(path);
+  std::string key, unit;
+  std::int64_t value = 0;
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, name.size(), name) != 0) continue;
+    const char* begin = line.data() + name.size();
+    const char* end = line.data() + line.size();
+    while (begin != end && (*begin == ':' || *begin == ' ' || *begin == '\t')) ++begin;
+    if (std::from_chars(begin, end, value).ec == std::errc()) return value * 1024;
+  }
+  return -1;
+}
+
+}  // namespace
+
+at::Device parse_device(const std::string& text) {
+  if (text == "cpu") return at::kCPU;
+  if (text == "auto")
+    return num_cuda_devices() > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  int index = 0;
+  const char* const end = text.data() + text.size();
+  bool valid = text == "cuda";
+  if (text.compare(0, 5, "cuda:") == 0) {
+    const auto [rest, error] = std::from_chars(text.data() + 5, end, index);
+    valid = error == std::errc() && rest == end && index >= 0;
+  }
+  if (!valid)
+    throw ConfigError(c10::str("device: expected auto, cpu, cuda or cuda:N, got '", text, "'"));
+  if (!kBuiltWithCuda)
+    throw ConfigError(c10::str("device: ", text, ", but this libvar was built without CUDA"));
+  if (index >= num_cuda_devices()) {
+    throw ConfigError(
+        c10::str("device: ", text, ", but ", num_cuda_devices(), " CUDA devices were found"));
+  }
+  return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+}
+
+bool cpu_has_bfloat16_products() {
+  return __builtin_cpu_supports("avx512bf16") || __builtin_cpu_supports("amx-bf16");
+}
+
+std::int64_t available_host_bytes() {
+  return read_proc_bytes("/proc/meminfo", "MemAvailable");
+}
+
+std::int64_t peak_memory_bytes(at::Device device) {
+#ifdef LIBVAR_WITH_CUDA
+  if (device.is_cuda())
+    return c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).allocated_bytes[0].peak;
+#endif
+  return read_proc_bytes("/proc/self/status", "VmHWM");
+}
+
+void synchronize(at::Device device) {
+#ifdef LIBVAR_WITH_CUDA
+  if (device.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(device);
+    c10::cuda::device_synchronize();
+  }
+#endif
+}
+
+at::ScalarType parse_dtype(const std::string& name) {
+  if (name == "fp32" || name == "float32") return at::kFloat;
+  if (name == "bf16" || name == "bfloat16") return at::kBFloat16;
+  if (name == "fp16" || name == "float16") return at::kHalf;
+  throw ConfigError(c10::str("dtype: expected auto, fp32, bf16 or fp16, got '", name, "'"));
+}
+
+}  // namespace libvar

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <string>
+
+namespace libvar {
+
+/// The device that a user's text names: auto (CUDA where there is one), cpu, cuda, cuda:N.
+/// @throws ConfigError  another text, no such device, or a build without CUDA
+at::Device parse_device(const std::string& text);
+
+/// True where the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX).
+bool cpu_has_bfloat16_products();
+
+/// Host memory that can still be used without swapping, or -1 where the system doesn't say.
+std::int64_t available_host_bytes();
+
+/// Most memory used so far: allocated on a CUDA device, resident memory of the process on the CPU.
+std::int64_t peak_memory_bytes(at::Device device);
+
+/// Waits until the device has done what was asked of it.
+void synchronize(at::Device device);
+
+/// The dtype called fp32, bf16 or fp16, or as an archive's manifest spells it (float32, bfloat16,
+/// float16).
+/// @throws ConfigError  another name
+at::ScalarType parse_dtype(const std::string& name);
+
+}  // namespace libvar

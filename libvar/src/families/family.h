@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "decoder/config.h"
+#include "image/config.h"
+#include "libvar/var_params.h"
+#include "text/prompt.h"
+#include "vision/config.h"
+
+namespace libvar {
+
+/// Files of a checkpoint by name ("config.json"), as published.
+using CheckpointFiles = std::map<std::string, std::string>;
+
+/// Name of the config.json of a vision tower that lies in a folder of its own.
+inline constexpr const char* kVisionConfigFile = "vision_tower/config.json";
+
+/// A tensor that a model of this configuration must have, under its canonical name (layout A).
+struct TensorSpec {
+  std::string name;
+  std::vector<std::int64_t> shape;
+};
+
+/// Everything about a model but its weights, tokenizer and sink dimensions.
+struct ModelConfig {
+  std::string family;
+  DecoderConfig decoder;
+  VisionConfig vision;
+  ImageProcessorConfig image;
+  PromptStyle prompt_style = PromptStyle::kLlavaHf;
+  std::optional<std::int64_t> image_token_id;  ///< none: the vocabulary has no image token
+  std::vector<std::int64_t> stop_tokens;
+  std::int64_t visual_tokens = 0;  ///< per image
+  std::string
+      checkpoint_dtype;  ///< "float32", "bfloat16", "float16", or "" where the files don't say
+};
+
+/// Sink dimensions of a language model and where they are known from.
+struct SinkDimensions {
+  std::vector<std::int64_t> dims;
+  std::string source;
+};
+
+/// What differs between model families: reading the configuration, names and shapes of tensors,
+/// known sink dimensions. One file each; find_family chooses.
+class Family {
+ public:
+  virtual ~Family() = default;
+  virtual std::string name() const = 0;
+  /// True where config.json is of this family.
+  virtual bool recognises(const nlohmann::json& config) const = 0;
+  /// @throws ArchiveError  a key is missing, of the wrong type, or asks for what is not supported
+  virtual ModelConfig read_config(const CheckpointFiles& files) const = 0;
+  /// Canonical (layout A) name of a tensor found in a checkpoint; nullopt: known and not needed
+  /// (buffers).
+  virtual std::optional<std::string> canonical_name(const std::string& name) const = 0;
+  /// Folders that hold the vision tower where the checkpoint itself does not, most likely first:
+  /// absolute, or beside config.json. Its tensors get "vision_tower." before their names, its
+  /// config.json becomes the file kVisionConfigFile.
+  virtual std::vector<std::string> vision_folders(const CheckpointFiles& files) const = 0;
+  /// The tensors that must be there, and no others matter.
+  virtual std::vector<TensorSpec> expected_tensors(const ModelConfig& config) const = 0;
+  virtual std::optional<SinkDimensions> known_sink_dimensions(const ModelConfig& config) const = 0;
+};
+
+/// @throws ArchiveError  no family recognises config.json; names its model_type
+const Family& find_family(const CheckpointFiles& files);
+
+}  // namespace libvar

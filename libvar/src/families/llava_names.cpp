@@ -1,0 +1,147 @@
+#include "families/llava_names.h"
+
+#include <c10/util/StringUtil.h>
+
+#include <array>
+#include <string_view>
+#include <utility>
+
+namespace libvar {
+namespace {
+
+bool starts_with(std::string_view text, std::string_view prefix) {
+  return text.substr(0, prefix.size()) == prefix;
+}
+
+bool ends_with(std::string_view text, std::string_view suffix) {
+  return text.size() >= suffix.size() && text.substr(text.size() - suffix.size()) == suffix;
+}
+
+constexpr std::string_view kText = "language_model.model.";
+constexpr std::string_view kHead = "language_model.lm_head.";
+constexpr std::string_view kVision = "vision_tower.vision_model.";
+constexpr std::string_view kProjector = "multi_modal_projector.";
+
+/// What stands before the same rest in the layouts, first match wins; models.md 0.1 and 1.2.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 14> kPrefixes{{
+    // A, C
+    {"language_model.model.", kText},
+    {"language_model.lm_head.", kHead},
+    {"vision_tower.vision_model.", kVision},
+    {"vision_tower.", kVision},
+    {"multi_modal_projector.", kProjector},
+    // B
+    {"model.language_model.", kText},
+    {"model.vision_tower.vision_tower.vision_model.",
+     kVision},  // original, a fine-tuned tower inside
+    {"model.vision_tower.vision_model.", kVision},
+    {"model.vision_tower.", kVision},
+    {"model.multi_modal_projector.", kProjector},
+    // original
+    {"model.mm_projector.0.", "multi_modal_projector.linear_1."},
+    {"model.mm_projector.2.", "multi_modal_projector.linear_2."},
+    {"model.", kText},
+    {"lm_head.", kHead},
+}};
+
+/// Parts of a whole CLIP checkpoint beside its vision model.
+constexpr std::array<std::string_view, 6> kClipText{
+    "vision_tower.text_model.",        "vision_tower.logit_scale",
+    "vision_tower.visual_projection.", "vision_tower.text_projection.",
+    "vision_tower.vision_projection.", "vision_tower.text_embeds"};
+
+class Specs {
+ public:
+  void add(const std::string& name, std::vector<std::int64_t> shape) {
+    specs_.push_back({name, std::move(shape)});
+  }
+
+  void linear(const std::string& name, std::int64_t out, std::int64_t in, bool bias) {
+    add(name + ".weight", {out, in});
+    if (bias) add(name + ".bias", {out});
+  }
+
+  void layer_norm(const std::string& name, std::int64_t size) {
+    add(name + ".weight", {size});
+    add(name + ".bias", {size});
+  }
+
+  std::vector<TensorSpec> take() { return std::move(specs_); }
+
+ private:
+  std::vector<TensorSpec> specs_;
+};
+
+void add_decoder(Specs& specs, const DecoderConfig& decoder) {
+  const std::string text(kText);
+  const std::int64_t hidden = decoder.hidden_size;
+  specs.add(text + "embed_tokens.weight", {decoder.vocab_size, hidden});
+  for (std::int64_t i = 0; i < decoder.num_layers; ++i) {
+    const std::string layer = c10::str(text, "layers.", i, ".");
+    specs.add(layer + "input_layernorm.weight", {hidden});
+    specs.add(layer + "post_attention_layernorm.weight", {hidden});
+    specs.linear(layer + "self_attn.q_proj", decoder.num_heads * decoder.head_dim, hidden,
+                 decoder.qkv_bias);
+    specs.linear(layer + "self_attn.k_proj", decoder.num_kv_heads * decoder.head_dim, hidden,
+                 decoder.qkv_bias);
+    specs.linear(layer + "self_attn.v_proj", decoder.num_kv_heads * decoder.head_dim, hidden,
+                 decoder.qkv_bias);
+    specs.linear(layer + "self_attn.o_proj", hidden, decoder.num_heads * decoder.head_dim,
+                 decoder.output_bias);
+    specs.linear(layer + "mlp.gate_proj", decoder.intermediate_size, hidden, decoder.mlp_bias);
+    specs.linear(layer + "mlp.up_proj", decoder.intermediate_size, hidden, decoder.mlp_bias);
+    specs.linear(layer + "mlp.down_proj", hidden, decoder.intermediate_size, decoder.mlp_bias);
+  }
+  specs.add(text + "norm.weight", {hidden});
+  if (!decoder.tie_word_embeddings)
+    specs.add(std::string(kHead) + "weight", {decoder.vocab_size, hidden});
+}
+
+/// The layers that are run; what lies above the feature layer is not needed.
+void add_tower(Specs& specs, const VisionConfig& vision) {
+  const std::string tower(kVision);
+  const std::int64_t hidden = vision.hidden_size;
+  const std::int64_t side = vision.image_size / vision.patch_size;
+  specs.add(tower + "embeddings.class_embedding", {hidden});
+  specs.add(tower + "embeddings.patch_embedding.weight",
+            {hidden, 3, vision.patch_size, vision.patch_size});
+  specs.add(tower + "embeddings.position_embedding.weight", {side * side + 1, hidden});
+  specs.layer_norm(tower + "pre_layrnorm", hidden);  // sic
+  for (std::int64_t i = 0; i < vision.layers_to_run; ++i) {
+    const std::string layer = c10::str(tower, "encoder.layers.", i, ".");
+    specs.layer_norm(layer + "layer_norm1", hidden);
+    specs.layer_norm(layer + "layer_norm2", hidden);
+    for (const char* part : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
+      specs.linear(layer + "self_attn." + part, hidden, hidden, true);
+    }
+    specs.linear(layer + "mlp.fc1", vision.intermediate_size, hidden, true);
+    specs.linear(layer + "mlp.fc2", hidden, vision.intermediate_size, true);
+  }
+}
+
+}  // namespace
+
+std::optional<std::string> llava_canonical_name(const std::string& name) {
+  if (ends_with(name, ".rotary_emb.inv_freq") || ends_with(name, ".position_ids")) return {};
+  for (const std::string_view part : kClipText) {
+    if (starts_with(name, part)) return {};
+  }
+  for (const auto& [from, to] : kPrefixes) {
+    if (starts_with(name, from)) return std::string(to).append(name, from.size());
+  }
+  return name;
+}
+
+std::vector<TensorSpec> llava_expected_tensors(const ModelConfig& config) {
+  Specs specs;
+  add_decoder(specs, config.decoder);
+  add_tower(specs, config.vision);
+  const std::string projector(kProjector);
+  const std::int64_t hidden = config.decoder.hidden_size;
+  specs.linear(projector + "linear_1", hidden, config.vision.hidden_size,
+               config.vision.projector_bias);
+  specs.linear(projector + "linear_2", hidden, hidden, config.vision.projector_bias);
+  return specs.take();
+}
+
+}  // namespace libvar

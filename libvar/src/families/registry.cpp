@@ -1,0 +1,24 @@
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "families/families.h"
+#include "families/json_fields.h"
+#include "libvar/error.h"
+
+namespace libvar {
+
+const Family& find_family(const CheckpointFiles& files) {
+  const std::array<const Family*, 1> families{&llava_family()};
+  const auto config = files.find("config.json");
+  if (config == files.end()) throw ArchiveError("config.json is missing");
+  const nlohmann::json json = JsonFields::parse(config->second, "config.json");
+  std::string known;
+  for (const Family* family : families) {
+    if (family->recognises(json)) return *family;
+    known += (known.empty() ? "" : ", ") + family->name();
+  }
+  JsonFields(json, "config.json")
+      .fail("model_type", "one of the supported families (" + known + ")");
+}
+
+}  // namespace libvar

@@ -1,0 +1,104 @@
+#include "generate/conversation.h"
+
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace libvar {
+
+Conversation::Conversation(const Decoder& decoder, std::int64_t prefill_chunk)
+    : decoder_(&decoder),
+      prefill_chunk_(prefill_chunk),
+      cache_(decoder.config(), decoder.target()) {}
+
+void Conversation::clear() {
+  cache_.clear();
+  visual_spans_.clear();
+  turn_begin_ = 0;
+}
+
+at::Tensor Conversation::prefill(const Sequence& prompt, const at::Tensor& features,
+                                 const VarParams& var, std::int64_t new_tokens) {
+  const auto rows = static_cast<std::int64_t>(prompt.ids.size());
+  turn_begin_ = cache_.length();
+  selected_rows_ =
+      at::zeros({decoder_->config().num_layers},
+                at::TensorOptions().dtype(at::kLong).device(decoder_->target().device));
+  cache_.reserve(turn_begin_ + rows + new_tokens);
+  for (const auto& [begin, end] : prompt.visual_spans) {
+    visual_spans_.emplace_back(turn_begin_ + begin, turn_begin_ + end);
+    cache_.mark_visual(turn_begin_ + begin, turn_begin_ + end);
+  }
+  const at::Tensor embeddings = embed_sequence(*decoder_, prompt, features);
+  const std::int64_t chunk = prefill_chunk_ > 0 ? prefill_chunk_ : rows;
+  at::Tensor last;
+  for (std::int64_t begin = 0; begin < rows; begin += chunk) {
+    last =
+        run(embeddings.narrow(1, begin, std::min(chunk, rows - begin)), var, /*generated=*/false);
+  }
+  return decoder_->logits(last).flatten();
+}
+
+at::Tensor Conversation::step(std::int64_t token, const VarParams& var) {
+  cache_.reserve(cache_.length() + 1);
+  const at::Tensor embedding = decoder_->embed(at::tensor({token}, at::kLong)).unsqueeze(0);
+  return decoder_->logits(run(embedding, var, /*generated=*/true)).flatten();
+}
+
+at::Tensor Conversation::run(const at::Tensor& embeddings, const VarParams& var, bool generated) {
+  DecoderPass pass;
+  // The end of the first image of the whole conversation, not of the chunk: rows before it see no
+  // other image's text.
+  pass.plain_end = visual_spans_.empty() ? std::numeric_limits<std::int64_t>::max()
+                                         : visual_spans_.front().second;
+  pass.var = var;
+  pass.generated = generated;
+  pass.selected_rows = selected_rows_;
+  return (*decoder_)(embeddings, pass, cache_);
+}
+
+std::vector<std::vector<std::int64_t>> Conversation::visual_sinks(float tau) const {
+  std::vector<std::vector<std::int64_t>> result(
+      static_cast<std::size_t>(decoder_->config().num_layers));
+  if (visual_spans_.empty()) return result;
+  const at::Tensor phi = cache_.all_sink_scores().select(1, 0).to(at::kCPU);  // [layers, positions]
+  const auto scores = phi.accessor<float, 2>();
+  for (std::size_t layer = 0; layer < result.size(); ++layer) {
+    for (const auto& [begin, end] : visual_spans_) {
+      for (std::int64_t position = begin; position < std::min(end, cache_.length()); ++position) {
+        if (scores[static_cast<std::int64_t>(layer)][position] >= tau)
+          result[layer].push_back(position);
+      }
+    }
+  }
+  return result;
+}
+
+std::int64_t Conversation::text_rows_from(std::int64_t position) const {
+  std::int64_t rows = std::max<std::int64_t>(cache_.length() - position, 0);
+  for (const auto& [begin, end] : visual_spans_)
+    rows -= std::max<std::int64_t>(end - std::max(begin, position), 0);
+  return rows;
+}
+
+VarStatistics Conversation::statistics(const VarParams& var) const {
+  VarStatistics result;
+  result.params = var;
+  result.visual_sinks = visual_sinks(var.tau);
+  const auto layers = result.visual_sinks.size();
+  const at::Tensor selected = selected_rows_.to(at::kCPU);
+  result.selected_rows.assign(selected.const_data_ptr<std::int64_t>(),
+                              selected.const_data_ptr<std::int64_t>() + selected.numel());
+  result.eligible_rows.assign(layers, 0);
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    const auto& sinks = result.visual_sinks[layer];
+    if (sinks.empty() || !decoder_->may_change(static_cast<std::int64_t>(layer), var)) continue;
+    result.eligible_rows[layer] =
+        decoder_->config().num_heads * text_rows_from(std::max(turn_begin_, sinks.front()));
+  }
+  return result;
+}
+
+}  // namespace libvar

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "decoder/decoder.h"
+#include "decoder/kv_cache.h"
+#include "decoder/sequence.h"
+#include "libvar/request.h"
+
+namespace libvar {
+
+/// The positions of one conversation and what the decoder keeps of them; knows no text.
+class Conversation {
+ public:
+  /// @param decoder        must outlive the conversation
+  /// @param prefill_chunk  most rows of a prompt computed at once; 0: all
+  Conversation(const Decoder& decoder, std::int64_t prefill_chunk);
+
+  /// Forgets every position.
+  void clear();
+
+  /// Positions so far.
+  std::int64_t length() const { return cache_.length(); }
+
+  /// Runs a prompt behind the positions so far.
+  ///
+  /// @param features    [images, tokens, D], or undefined without images
+  /// @param new_tokens  room to make for generated tokens
+  /// @return            [V] logits of the token that follows
+  at::Tensor prefill(const Sequence& prompt, const at::Tensor& features, const VarParams& var,
+                     std::int64_t new_tokens);
+
+  /// Runs one generated token. @return [V] logits of the token that follows
+  at::Tensor step(std::int64_t token, const VarParams& var);
+
+  /// What VAR did since the last prefill began, that prompt included.
+  VarStatistics statistics(const VarParams& var) const;
+
+  /// Where the images are, in positions of the conversation.
+  const std::vector<std::pair<std::int64_t, std::int64_t>>& visual_spans() const {
+    return visual_spans_;
+  }
+
+  const KvCache& cache() const { return cache_; }
+
+ private:
+  /// [1, Q, D] embeddings, used up -> [1, 1, D] behind the final norm, of the last position.
+  at::Tensor run(const at::Tensor& embeddings, const VarParams& var, bool generated);
+  std::vector<std::vector<std::int64_t>> visual_sinks(float tau) const;
+  std::int64_t text_rows_from(std::int64_t position) const;
+
+  const Decoder* decoder_;
+  std::int64_t prefill_chunk_;
+  KvCache cache_;
+  std::vector<std::pair<std::int64_t, std::int64_t>> visual_spans_;
+  std::int64_t turn_begin_ = 0;  // first position of the last prompt
+  at::Tensor selected_rows_;     // [layers] int64 on the device
+};
+
+}  // namespace libvar

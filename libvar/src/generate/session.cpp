@@ -1,0 +1,263 @@
+#include "libvar/session.h"
+
+#include <ATen/ops/stack.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "device.h"
+#include "generate/conversation.h"
+#include "generate/prompt_ids.h"
+#include "generate/sampler.h"
+#include "image/image.h"
+#include "libvar/error.h"
+#include "loaded_model.h"
+#include "resource_errors.h"
+#include "text/prompt.h"
+
+namespace libvar {
+namespace {
+
+class Stopwatch {
+ public:
+  double ms() const {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin_)
+        .count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+ImageProcessorConfig image_config(const Request& request, ImageProcessorConfig config) {
+  if (request.image_mode == "crop") {
+    config.mode = ImageMode::kCrop;
+  } else if (request.image_mode == "pad") {
+    config.mode = ImageMode::kPad;
+  } else if (request.image_mode != "auto") {
+    throw ConfigError(
+        c10::str("Request: image_mode must be auto, crop or pad, got '", request.image_mode, "'"));
+  }
+  return config;
+}
+
+/// The settings as the decoder reads them.
+VarParams resolve(const Request& request, const LoadedModel& model) {
+  VarParams params = request.var;
+  params.validate();
+  if (!params.first_layer) params.first_layer = model.var_defaults().first_layer;
+  if (params.enabled && model.manifest.sink_dimensions.dims.empty()) {
+    throw ConfigError(
+        "VarParams: enabled, but no sink dimensions are known for this model; convert it with its "
+        "sink dimensions or "
+        "set enabled to false");
+  }
+  return params;
+}
+
+}  // namespace
+
+std::string_view to_string(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+  }
+  return "unknown";
+}
+
+/// The one way from a request to an answer.
+class Session::State {
+ public:
+  State(std::shared_ptr<const Model> model, const SessionOptions& options)
+      : model_(std::move(model)),
+        loaded_(model_->loaded()),
+        conversation_(loaded_.decoder, options.prefill_chunk) {}
+
+  void reset() {
+    const c10::InferenceMode inference;
+    conversation_.clear();
+    pending_.reset();
+  }
+
+  Answer answer(const Request& request, const TextCallback& on_text) {
+    const c10::InferenceMode inference;
+    return with_resource_errors("session", [&] {
+      try {
+        return answer_or_throw(request, on_text);
+      } catch (...) {
+        if (caches_changed_) reset();  // half a turn is no conversation
+        throw;
+      }
+    });
+  }
+
+ private:
+  Answer answer_or_throw(const Request& request, const TextCallback& on_text) {
+    caches_changed_ = false;
+    validate(request.generation);
+    const VarParams var = resolve(request, loaded_);
+    const ImageProcessorConfig processor = image_config(request, loaded_.config.image);
+    const Sequence prompt = build_sequence(request);
+    const std::int64_t max_new_tokens = room_for_answer(prompt, request.generation.max_new_tokens);
+
+    Answer answer;
+    answer.prompt_tokens = prompt.ids;
+    const Stopwatch vision_time;
+    const at::Tensor features = encode_images(request, processor);
+    synchronize(loaded_.target.device);
+    answer.timing.vision_ms = vision_time.ms();
+
+    caches_changed_ = true;
+    const Stopwatch prefill_time;
+    at::Tensor logits = conversation_.prefill(prompt, features, var, max_new_tokens);
+    synchronize(loaded_.target.device);
+    answer.timing.prefill_ms = prefill_time.ms();
+
+    generate(request, var, max_new_tokens, std::move(logits), on_text, answer);
+    answer.visual_spans = conversation_.visual_spans();
+    answer.var = conversation_.statistics(var);
+    answer.timing.load_ms = loaded_.load_ms;
+    answer.timing.peak_memory_bytes = peak_memory_bytes(loaded_.target.device);
+    caches_changed_ = false;
+    return answer;
+  }
+
+  Sequence build_sequence(const Request& request) const {
+    const bool first_turn = conversation_.length() == 0;
+    const auto num_images = static_cast<std::int64_t>(request.images.size());
+    std::string text;
+    if (request.raw_prompt) {
+      text = *request.raw_prompt;
+      if (const std::int64_t places = count_image_placeholders(text); places != num_images) {
+        throw InputError(
+            c10::str("prompt: ", places, " <image> places, but ", num_images, " images"));
+      }
+    } else {
+      const PromptStyle style = request.prompt_style == "auto"
+                                    ? loaded_.config.prompt_style
+                                    : parse_prompt_style(request.prompt_style);
+      text = build_prompt(style, request.system, request.question, num_images, first_turn);
+    }
+    std::vector<std::int64_t> ids =
+        encode_prompt(*loaded_.tokenizer, text, first_turn, loaded_.image_token());
+    // The last token of an answer has been chosen, but has not passed through the decoder. A stop
+    // token is left to the prompt style, which has it in its separator or does without.
+    if (pending_ && !is_stop_token(*pending_)) ids.insert(ids.begin(), *pending_);
+    if (ids.empty()) throw InputError("prompt: it is empty");
+    return expand_image_tokens(ids, loaded_.image_token(), loaded_.config.visual_tokens);
+  }
+
+  /// Tokens that can be generated before the context ends.
+  std::int64_t room_for_answer(const Sequence& prompt, std::int64_t wanted) const {
+    const std::int64_t context = loaded_.config.decoder.max_positions;
+    const std::int64_t earlier = conversation_.length(),
+                       rows = static_cast<std::int64_t>(prompt.ids.size());
+    const std::int64_t room = context - earlier - rows;
+    if (room < 1) {
+      const std::string behind =
+          earlier > 0 ? c10::str(" behind ", earlier, " of earlier turns") : std::string();
+      throw InputError(c10::str("prompt: ", rows, " tokens", behind,
+                                " leave no room for an answer, the context is ", context,
+                                " tokens long"));
+    }
+    return std::min(wanted, room);
+  }
+
+  at::Tensor encode_images(const Request& request, const ImageProcessorConfig& processor) const {
+    std::vector<at::Tensor> pixels;
+    for (const ImageSource& source : request.images) {
+      pixels.push_back(preprocess_image(to_tensor(source, request.exif_rotation), processor));
+    }
+    return pixels.empty() ? at::Tensor() : loaded_.encode_images(at::stack(pixels));
+  }
+
+  bool is_stop_token(std::int64_t token) const {
+    const auto& stop_tokens = loaded_.config.stop_tokens;
+    return std::find(stop_tokens.begin(), stop_tokens.end(), token) != stop_tokens.end();
+  }
+
+  void generate(const Request& request, const VarParams& var, std::int64_t max_new_tokens,
+                at::Tensor logits, const TextCallback& on_text, Answer& answer) {
+    Sampler sampler(request.generation);
+    StreamDecoder decoder(*loaded_.tokenizer);
+    const auto give = [&](const std::string& piece) {
+      return piece.empty() || !on_text || on_text(piece);
+    };
+    std::vector<at::Tensor> rows;
+    const Stopwatch decode_time;
+    for (;;) {
+      const std::int64_t token = sampler(logits);
+      if (request.return_logits) rows.push_back(logits.to(at::kCPU, at::kFloat));
+      pending_ = token;
+      if (is_stop_token(token)) {
+        answer.finish_reason = FinishReason::kStop;
+        break;
+      }
+      answer.tokens.push_back(token);
+      if (!give(decoder.push(token))) {
+        answer.finish_reason = FinishReason::kCancelled;
+        break;
+      }
+      if (static_cast<std::int64_t>(answer.tokens.size()) == max_new_tokens) {
+        answer.finish_reason = FinishReason::kLength;
+        break;
+      }
+      logits = conversation_.step(token, var);
+      ++answer.timing.decode_tokens;
+    }
+    answer.timing.decode_ms = decode_time.ms();
+    if (answer.timing.decode_tokens > 0) {
+      const auto steps = static_cast<double>(answer.timing.decode_tokens);
+      answer.timing.tokens_per_second = 1000.0 * steps / answer.timing.decode_ms;
+    }
+    const std::string rest = decoder.finish();
+    if (answer.finish_reason != FinishReason::kCancelled) give(rest);
+    answer.text = loaded_.tokenizer->decode(answer.tokens);
+    if (request.return_logits) answer.logits = at::stack(rows);
+  }
+
+  std::shared_ptr<const Model> model_;
+  const LoadedModel& loaded_;
+  Conversation conversation_;
+  std::optional<std::int64_t> pending_;  // the last token of the last answer
+  bool caches_changed_ = false;
+};
+
+Session::Session(std::shared_ptr<const Model> model, SessionOptions options) {
+  if (!model) throw ConfigError("Session: no model");
+  if (options.prefill_chunk < 0) {
+    throw ConfigError(
+        c10::str("SessionOptions: prefill_chunk must be >= 0, got ", options.prefill_chunk));
+  }
+  const c10::InferenceMode inference;
+  state_ = std::make_unique<State>(std::move(model), options);
+}
+
+Session::~Session() = default;
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+
+Answer Session::ask(const Request& request, const TextCallback& on_text) {
+  state_->reset();
+  return state_->answer(request, on_text);
+}
+
+Answer Session::follow_up(const Request& request, const TextCallback& on_text) {
+  return state_->answer(request, on_text);
+}
+
+void Session::reset() {
+  state_->reset();
+}
+
+}  // namespace libvar

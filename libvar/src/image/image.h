@@ -1,0 +1,36 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+#include "image/config.h"
+#include "libvar/request.h"
+
+namespace libvar {
+
+/// Reads a picture as uint8 RGB [H, W, 3], alpha dropped.
+/// @throws InputError  missing, not a picture that OpenCV reads, truncated
+at::Tensor read_image(const std::filesystem::path& path, bool exif_rotation = true);
+
+/// The same from the bytes of a file; `name` is used in messages.
+at::Tensor decode_image(std::string_view bytes, const std::string& name, bool exif_rotation = true);
+
+/// read_image, or a copy of the pixels after a check of their size.
+at::Tensor to_tensor(const ImageSource& source, bool exif_rotation = true);
+
+/// Bicubic resize with antialiasing, bit for bit that of Pillow before 13.0 (horizontal pass
+/// first).
+/// @param image  uint8 [H, W, 3]
+at::Tensor resize_bicubic(const at::Tensor& image, std::int64_t height, std::int64_t width);
+
+/// Resize, crop or pad: the uint8 picture [crop_height, crop_width, 3] before normalisation.
+at::Tensor resize_and_fit(const at::Tensor& image, const ImageProcessorConfig& config);
+
+/// Pixel values float32 [3, crop_height, crop_width] that the vision tower reads.
+at::Tensor preprocess_image(const at::Tensor& image, const ImageProcessorConfig& config);
+
+}  // namespace libvar

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "archive/archive.h"
+#include "decoder/decoder.h"
+#include "families/family.h"
+#include "text/tokenizer.h"
+#include "vision/clip_tower.h"
+#include "vision/projector.h"
+#include "weights.h"
+
+namespace libvar {
+
+/// First layer that may be changed where an archive says nothing: massive activations do not exist
+/// earlier.
+inline constexpr std::int64_t kDefaultFirstLayer = 2;
+
+/// The parts of a model in memory. Immutable once it is made.
+class LoadedModel {
+ public:
+  /// @param tensors  tensors by canonical name; those used in place are shared
+  LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
+              std::unique_ptr<Tokenizer> model_tokenizer, const TensorMap& tensors,
+              const ComputeTarget& compute_target, const ProgressCallback& on_progress);
+
+  /// Image features as the decoder's embeddings. [N, 3, S, S] -> [N, visual tokens, D]
+  at::Tensor encode_images(const at::Tensor& pixels) const { return projector_(tower_(pixels)); }
+
+  /// The id that stands for a visual token in Sequence::ids.
+  std::int64_t image_token() const;
+
+  /// Defaults of the paper, of the archive, and what this model can't do: without sink dimensions
+  /// VAR is off.
+  VarParams var_defaults() const;
+
+  const ModelConfig config;
+  const ArchiveManifest manifest;
+  const std::unique_ptr<const Tokenizer> tokenizer;
+  const ComputeTarget target;
+  const Decoder decoder;
+  double load_ms = 0;
+
+ private:
+  LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
+              std::unique_ptr<Tokenizer> model_tokenizer, const WeightReader& weights);
+
+  ClipTower tower_;
+  Projector projector_;
+};
+
+}  // namespace libvar

@@ -1,0 +1,170 @@
+#include "libvar/model.h"
+
+#include <c10/core/InferenceMode.h>
+#include <c10/util/StringUtil.h>
+
+#include <chrono>
+#include <utility>
+
+#include "archive/archive.h"
+#include "decoder/sequence.h"
+#include "device.h"
+#include "families/family.h"
+#include "families/json_fields.h"
+#include "libvar/error.h"
+#include "loaded_model.h"
+#include "resource_errors.h"
+
+namespace libvar {
+namespace {
+
+std::string gigabytes(std::int64_t bytes) {
+  return c10::str((bytes + 50'000'000) / 1'000'000'000, ".",
+                  (bytes + 50'000'000) / 100'000'000 % 10, " GB");
+}
+
+/// Bytes of new memory that the tensors take at `dtype` on the CPU; those of this dtype stay in the
+/// mapping.
+std::int64_t bytes_to_convert(const TensorMap& tensors, at::ScalarType dtype) {
+  std::int64_t bytes = 0;
+  for (const auto& [name, tensor] : tensors) {
+    if (tensor.scalar_type() != dtype)
+      bytes += tensor.numel() * static_cast<std::int64_t>(c10::elementSize(dtype));
+  }
+  return bytes;
+}
+
+at::ScalarType choose_dtype(const Archive& archive, const LoadOptions& options, at::Device device) {
+  const bool is_auto = options.dtype == "auto";
+  at::ScalarType dtype = at::kFloat;
+  if (!is_auto) {
+    dtype = parse_dtype(options.dtype);
+  } else if (!device.is_cpu()) {
+    dtype = parse_dtype(archive.manifest().dtype);
+  } else if (cpu_has_bfloat16_products()) {
+    dtype = at::kBFloat16;
+  }
+  if (!device.is_cpu()) return dtype;
+  const std::int64_t needed = bytes_to_convert(archive.tensors(), dtype),
+                     available = available_host_bytes();
+  if (available >= 0 && needed > available) {
+    throw ResourceError(c10::str(archive.path().string(), ": at ", dtype_name(dtype),
+                                 " the weights need ", gigabytes(needed), " of memory, but only ",
+                                 gigabytes(available), " are available; ", archive.manifest().dtype,
+                                 " is used in place and needs none"));
+  }
+  return dtype;
+}
+
+void check_tensors(const Archive& archive, const Family& family, const ModelConfig& config) {
+  for (const TensorSpec& spec : family.expected_tensors(config)) {
+    const auto found = archive.tensors().find(spec.name);
+    if (found == archive.tensors().end()) {
+      throw ArchiveError(c10::str(archive.path().string(), ": tensor ", spec.name, " is missing"));
+    }
+    if (found->second.sizes() != at::IntArrayRef(spec.shape)) {
+      throw ArchiveError(c10::str(archive.path().string(), ": tensor ", spec.name,
+                                  ": expected shape ", at::IntArrayRef(spec.shape), ", got ",
+                                  found->second.sizes()));
+    }
+  }
+}
+
+std::unique_ptr<LoadedModel> load_archive(const std::filesystem::path& path,
+                                          const LoadOptions& options) {
+  const at::Device device = parse_device(options.device);
+  if (options.dtype != "auto") parse_dtype(options.dtype);
+  const Archive archive = Archive::open(path);
+  const Family& family = find_family(archive.files());
+  ModelConfig config = family.read_config(archive.files());
+  check_tensors(archive, family, config);
+  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(archive.files());
+  if (tokenizer->size() > config.decoder.vocab_size) {
+    throw ArchiveError(c10::str(path.string(), ": the tokenizer has ids up to ",
+                                tokenizer->size() - 1, ", but the vocabulary has ",
+                                config.decoder.vocab_size, " rows"));
+  }
+  ComputeTarget target;
+  target.device = device;
+  target.dtype = choose_dtype(archive, options, device);
+  target.fuse_projections = !device.is_cpu();
+  return std::make_unique<LoadedModel>(std::move(config), archive.manifest(), std::move(tokenizer),
+                                       archive.tensors(), target, options.on_progress);
+}
+
+}  // namespace
+
+LoadedModel::LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
+                         std::unique_ptr<Tokenizer> model_tokenizer, const TensorMap& tensors,
+                         const ComputeTarget& compute_target, const ProgressCallback& on_progress)
+    : LoadedModel(std::move(model_config), std::move(archive_manifest), std::move(model_tokenizer),
+                  WeightReader(tensors, compute_target, on_progress)) {}
+
+LoadedModel::LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
+                         std::unique_ptr<Tokenizer> model_tokenizer, const WeightReader& weights)
+    : config(std::move(model_config)),
+      manifest(std::move(archive_manifest)),
+      tokenizer(std::move(model_tokenizer)),
+      target(weights.target()),
+      decoder(config.decoder, manifest.sink_dimensions.dims, weights.scope("language_model.")),
+      tower_(config.vision, weights.scope("vision_tower.vision_model.")),
+      projector_(config.vision, config.decoder.hidden_size,
+                 weights.scope("multi_modal_projector.")) {}
+
+std::int64_t LoadedModel::image_token() const {
+  return config.image_token_id.value_or(kNoImageToken);
+}
+
+VarParams LoadedModel::var_defaults() const {
+  VarParams params = manifest.var_defaults;
+  if (!params.first_layer) params.first_layer = kDefaultFirstLayer;
+  if (manifest.sink_dimensions.dims.empty()) params.enabled = false;
+  return params;
+}
+
+Model::Model(std::unique_ptr<LoadedModel> loaded) : loaded_(std::move(loaded)) {}
+
+Model::~Model() = default;
+
+std::shared_ptr<const Model> Model::load(const std::filesystem::path& path,
+                                         const LoadOptions& options) {
+  const auto begin = std::chrono::steady_clock::now();
+  const c10::InferenceMode inference;
+  return with_resource_errors(path.string(), [&] {
+    std::unique_ptr<LoadedModel> loaded = load_archive(path, options);
+    synchronize(loaded->target.device);
+    loaded->load_ms =
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+    return std::shared_ptr<const Model>(new Model(std::move(loaded)));
+  });
+}
+
+const std::string& Model::family() const {
+  return loaded_->config.family;
+}
+
+std::string Model::device() const {
+  return loaded_->target.device.str();
+}
+
+std::string Model::dtype() const {
+  return dtype_name(loaded_->target.dtype);
+}
+
+std::int64_t Model::context_length() const {
+  return loaded_->config.decoder.max_positions;
+}
+
+VarParams Model::var_defaults() const {
+  return loaded_->var_defaults();
+}
+
+bool Model::has_sink_dimensions() const {
+  return !loaded_->manifest.sink_dimensions.dims.empty();
+}
+
+double Model::load_ms() const {
+  return loaded_->load_ms;
+}
+
+}  // namespace libvar

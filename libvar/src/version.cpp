@@ -1,0 +1,9 @@
+#include "libvar/version.h"
+
+namespace libvar {
+
+const char* version() {
+  return LIBVAR_VERSION;
+}
+
+}  // namespace libvar

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+
+namespace libvar {
+
+enum class Activation { kQuickGelu, kGelu, kGeluTanh, kSilu, kRelu };
+
+/// A CLIP-like vision transformer and the projector behind it.
+struct VisionConfig {
+  std::int64_t hidden_size = 0;
+  std::int64_t intermediate_size = 0;
+  std::int64_t num_layers = 0;
+  std::int64_t num_heads = 0;
+  std::int64_t image_size = 0;  ///< pixels
+  std::int64_t patch_size = 0;  ///< pixels
+  double layer_norm_eps = 1e-5;
+  Activation activation = Activation::kQuickGelu;
+  std::int64_t layers_to_run =
+      0;  ///< layers below the one whose output is used (feature layer -2: num_layers - 1)
+  bool drop_class_token = true;
+  Activation projector_activation = Activation::kGelu;
+  bool projector_bias = true;
+};
+
+}  // namespace libvar

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "libvar/request.h"
+
+namespace libvar {
+
+/// A model's tensors by canonical name, as the archive gives them.
+using TensorMap = std::map<std::string, at::Tensor>;
+
+/// Where and how a model computes.
+struct ComputeTarget {
+  at::Device device = at::kCPU;
+  at::ScalarType dtype = at::kFloat;
+  bool fuse_projections =
+      false;  ///< one buffer for projections of one input; costs a copy of the weights
+};
+
+/// Hands out a model's tensors on the device and in the dtype of the computation.
+///
+/// A tensor that is already there is used in place, so that a mapped file stays the only copy;
+/// every other one is copied once, straight from the mapping.
+class WeightReader {
+ public:
+  /// @param tensors  must outlive the reader, not what it hands out
+  WeightReader(const TensorMap& tensors, ComputeTarget target, ProgressCallback on_progress = {});
+
+  /// The same reader for names that begin with `prefix`.
+  WeightReader scope(const std::string& prefix) const;
+
+  /// @throws ArchiveError  the tensor is missing or has another shape
+  at::Tensor read(const std::string& name, at::IntArrayRef shape) const;
+
+  /// Tensors with equal trailing sizes below one another in one new buffer.
+  /// @throws ArchiveError  as read
+  at::Tensor read_stacked(const std::vector<std::string>& names,
+                          const std::vector<std::vector<std::int64_t>>& shapes) const;
+
+  const ComputeTarget& target() const { return target_; }
+
+ private:
+  struct Progress {
+    ProgressCallback callback;
+    std::int64_t done_bytes = 0, total_bytes = 0;
+  };
+
+  const at::Tensor& find(const std::string& name, at::IntArrayRef shape) const;
+  void report(const at::Tensor& tensor) const;
+
+  const TensorMap* tensors_;
+  ComputeTarget target_;
+  std::shared_ptr<Progress> progress_;
+  std::string prefix_;
+};
+
+/// y = x W^T + b.
+struct Linear {
+  at::Tensor weight;               ///< [out, in]
+  std::optional<at::Tensor> bias;  ///< [out]
+
+  static Linear read(const WeightReader& weights, const std::string& name, std::int64_t in_features,
+                     std::int64_t out_features, bool has_bias);
+  at::Tensor operator()(const at::Tensor& input) const;
+};
+
+/// Several linear maps of one input: query, key and value; gate and up.
+///
+/// Where the target fuses, their weights lie in one buffer and one matrix product computes them
+/// all.
+class ProjectionGroup {
+ public:
+  struct Part {
+    std::string name;
+    std::int64_t out_features;
+  };
+
+  ProjectionGroup(const WeightReader& weights, const std::vector<Part>& parts,
+                  std::int64_t in_features, bool has_bias);
+
+  /// One result [..., out_features] for each part, in order; contiguous in its last dimension.
+  std::vector<at::Tensor> operator()(const at::Tensor& input) const;
+
+ private:
+  std::vector<std::int64_t> out_features_;
+  std::vector<Linear> linears_;  // one per part, or one for all
+};
+
+}  // namespace libvar

@@ -1,0 +1,10 @@
+# decoder/, vision/ and generate/: each part against a slow oracle, the whole against the goldens.
+libvar_add_test(NAME model LABELS cpu sanitize
+  SOURCES unit/model/decoder_test.cpp unit/model/parts_test.cpp unit/model/sampler_test.cpp unit/model/tiny_decoder.cpp
+  LINK libvar::libvar)
+find_package(nlohmann_json 3.11 REQUIRED)
+libvar_add_test(NAME golden LABELS cpu golden
+  SOURCES unit/model/golden_test.cpp unit/model/session_test.cpp golden_fixture.cpp
+  LINK libvar::libvar nlohmann_json::nlohmann_json)
+# One thread: the models are so small that others only wait for each other.
+set_tests_properties(model golden PROPERTIES ENVIRONMENT OMP_NUM_THREADS=1)

@@ -1,0 +1,31 @@
+# The ops of kernels/ on the CPU against the double-precision oracles of reference/.
+libvar_add_test(NAME ops LABELS cpu sanitize
+  SOURCES
+    unit/ops/attention_invariance_test.cpp
+    unit/ops/attention_test.cpp
+    unit/ops/classes_test.cpp
+    unit/ops/dispatch_test.cpp
+    unit/ops/errors_test.cpp
+    unit/ops/norms_test.cpp
+    unit/ops/redistribute_test.cpp
+  LINK libvar::ops)
+target_precompile_headers(test_ops PRIVATE <ATen/ATen.h>)
+# Threads that wait by spinning steal the cores that other tests run on.
+set_tests_properties(ops PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=PASSIVE)
+
+# The ops in Python. LIBVAR_PYTHON: an interpreter whose torch is the LibTorch of this build.
+set(no_torch 1)
+if(LIBVAR_PYTHON)
+  execute_process(COMMAND "${LIBVAR_PYTHON}" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+    RESULT_VARIABLE no_torch OUTPUT_QUIET ERROR_QUIET)
+endif()
+function(add_python_ops_test name script)
+  if(no_torch)
+    add_test(NAME ${name} COMMAND ${CMAKE_COMMAND} -E echo "SKIPPED: LIBVAR_PYTHON names no Python with torch")
+  else()
+    add_test(NAME ${name} COMMAND "${LIBVAR_PYTHON}" "${script}" $<TARGET_FILE:libvar_ops>)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS python TIMEOUT 600 SKIP_REGULAR_EXPRESSION "SKIPPED")
+endfunction()
+add_python_ops_test(ops_python "${CMAKE_CURRENT_SOURCE_DIR}/unit/ops/ops_check.py")
+add_python_ops_test(ops_python_example "${PROJECT_SOURCE_DIR}/examples/python_ops/attention.py")

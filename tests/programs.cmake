@@ -1,0 +1,27 @@
+# The command, run as a program: usage and error cases, answers against the goldens.
+if(TARGET var)
+  libvar_add_test(NAME cli LABELS cpu
+    SOURCES cli/command.cpp cli/model_test.cpp cli/usage_test.cpp golden_fixture.cpp unit/storage/tiny_checkpoint.cpp
+    LINK libvar::libvar nlohmann_json::nlohmann_json)
+  target_compile_definitions(test_cli PRIVATE LIBVAR_VAR_COMMAND="$<TARGET_FILE:var>")
+  add_dependencies(test_cli var)
+endif()
+
+# The demo model: its answers, and the pictures of ./dev demo.
+if(TARGET demo)
+  add_test(NAME demo COMMAND demo "${PROJECT_SOURCE_DIR}/examples/demo_model/demo.pt"
+           "${PROJECT_SOURCE_DIR}/examples/demo_model" "${CMAKE_CURRENT_BINARY_DIR}/demo")
+  set_tests_properties(demo PROPERTIES LABELS cpu TIMEOUT 600 PASS_REGULAR_EXPRESSION "right: 24 of 24 with VAR, 24 without")
+endif()
+
+# The installed package, used by an outside program.
+add_test(NAME package COMMAND ${CMAKE_COMMAND}
+  -DBUILD_DIR=${PROJECT_BINARY_DIR} -DSOURCE_DIR=${PROJECT_SOURCE_DIR}
+  -DWORK_DIR=${CMAKE_CURRENT_BINARY_DIR}/package -DMODEL=${PROJECT_SOURCE_DIR}/examples/demo_model/demo.pt
+  -DIMAGE=${PROJECT_SOURCE_DIR}/examples/demo_model/images/scene_1.png
+  -P ${CMAKE_CURRENT_SOURCE_DIR}/package/install_and_embed.cmake)
+set_tests_properties(package PROPERTIES LABELS package TIMEOUT 600)
+
+# Each public header compiles alone.
+add_test(NAME headers COMMAND ${CMAKE_COMMAND} --build ${PROJECT_BINARY_DIR} --target all_verify_interface_header_sets)
+set_tests_properties(headers PROPERTIES LABELS package TIMEOUT 600)

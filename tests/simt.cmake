@@ -1,0 +1,16 @@
+# The CUDA kernels as fibers on the CPU: the .cuh files of kernels/cuda, compiled by g++ against the emulator's headers.
+# Without LibTorch, so that a change of a kernel is tried in seconds.
+add_library(simt STATIC simt/emulator/fiber.cpp simt/emulator/simt.cpp)
+target_include_directories(simt PUBLIC simt/emulator simt/emulator/include ${PROJECT_SOURCE_DIR}/kernels
+                                       ${PROJECT_SOURCE_DIR}/kernels/include)
+libvar_target_options(simt)
+
+libvar_add_test(NAME simt LABELS cpu simt sanitize
+  SOURCES simt/attention_test.cpp simt/emulator_test.cpp simt/norms_test.cpp simt/redistribute_test.cpp
+  LINK simt)
+
+# The ops on a GPU against the ops on the CPU. Skipped loudly without a GPU; LIBVAR_REQUIRE_CUDA=1 makes that a failure.
+if(LIBVAR_WITH_CUDA)
+  libvar_add_test(NAME cuda LABELS cuda SOURCES unit/ops/cuda_test.cpp LINK libvar::ops LibTorch::torch_cuda)
+  set_tests_properties(cuda PROPERTIES SKIP_REGULAR_EXPRESSION "cuda tests skipped")
+endif()

@@ -1,0 +1,91 @@
+#pragma once
+
+// A CUDA block on the CPU: every thread is a fiber, and fibers change places only where CUDA
+// threads meet: at
+// __syncthreads and at the warp collectives. Between two such places a thread runs alone, so a
+// kernel that forgets to meet reads memory that was not written yet, which is poisoned, or was
+// written too early; which of the two depends on the order of the threads, therefore tests run
+// every kernel in all orders.
+//
+// Caught with a message: a barrier that some thread of the block does not reach, or reaches at
+// another line; a collective whose mask names a lane that is elsewhere, has ended, or came with
+// another mask or operation; a shuffle from a lane outside the mask; a block or a shared memory
+// size that no GPU takes; writes past the dynamic shared memory. Not modelled: the memory order
+// between the threads of a warp in one stretch, timing, and several blocks at once.
+//
+// The kernels see this through the headers in include/, which bear the names of CUDA's.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+namespace simt {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Which of the threads that could go on does.
+enum class LaneOrder {
+  kForward,     ///< the first: warp 0 runs ahead as far as it can
+  kReverse,     ///< the last
+  kRoundRobin,  ///< the one after the thread that ran before
+  kRandom,      ///< drawn by `seed`
+};
+
+inline constexpr LaneOrder kAllLaneOrders[] = {LaneOrder::kForward, LaneOrder::kReverse,
+                                               LaneOrder::kRoundRobin, LaneOrder::kRandom};
+
+struct Schedule {
+  LaneOrder order = LaneOrder::kForward;
+  std::uint64_t seed = 1;
+};
+
+/// For all launches from now on.
+void set_schedule(Schedule schedule);
+
+struct Index3 {
+  unsigned x = 0;
+  unsigned y = 0;
+  unsigned z = 0;
+};
+
+struct Size3 {
+  unsigned x = 1;
+  unsigned y = 1;
+  unsigned z = 1;
+};
+
+/// What the running thread knows of itself.
+extern Index3 thread_index;
+extern Index3 block_index;
+extern Size3 block_size;
+extern Size3 grid_size;
+
+inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;
+
+/// Runs `body` once for each thread of the grid, block after block.
+/// @throws simt::Error  for everything named above; what the body throws is passed on
+void run_grid(Size3 grid, Size3 block, std::size_t shared_bytes, const std::function<void()>& body);
+
+/// Where in a kernel something was called.
+struct Site {
+  const char* file;
+  int line;
+};
+
+enum class Collective { kShuffle, kBallot, kAny, kAll, kSync };
+
+void block_barrier(Site site);
+
+/// Meets the other lanes of `mask`. Returns the `value` of lane `source` for a shuffle, for ballot,
+/// any and all the lanes whose value is not 0.
+std::uint64_t warp_collective(Collective kind, unsigned mask, std::uint64_t value, int source,
+                              Site site);
+
+/// Lane of the running thread in its warp.
+int lane_index();
+
+}  // namespace simt

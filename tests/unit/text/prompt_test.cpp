@@ -1,0 +1,60 @@
+#include "text/prompt.h"
+
+#include <ATen/core/Tensor.h>
+
+#include "libvar/error.h"
+
+#include "catch.h"
+
+namespace libvar {
+namespace {
+
+const std::string kSystem =
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, "
+    "and polite answers to the user's questions.";
+
+TEST_CASE("llava_hf has no system text, vicuna_v1 has its own", "[text]") {
+  CHECK(build_prompt(PromptStyle::kLlavaHf, std::nullopt, "What is it?", 1) ==
+        "USER: <image>\nWhat is it? ASSISTANT:");
+  CHECK(build_prompt(PromptStyle::kVicunaV1, std::nullopt, "What is it?", 1) ==
+        kSystem + " USER: <image>\nWhat is it? ASSISTANT:");
+}
+
+TEST_CASE("a system text replaces the style's own, an empty one leaves it out", "[text]") {
+  const PromptStyle style = GENERATE(PromptStyle::kLlavaHf, PromptStyle::kVicunaV1);
+  CHECK(build_prompt(style, "Be brief.", "Hi", 0) == "Be brief. USER: Hi ASSISTANT:");
+  CHECK(build_prompt(style, "", "Hi", 0) == "USER: Hi ASSISTANT:");
+}
+
+TEST_CASE("a further turn starts with what the published template puts behind an answer",
+          "[text]") {
+  CHECK(build_prompt(PromptStyle::kLlavaHf, "Be brief.", "And now?", 0, false) ==
+        "USER: And now? ASSISTANT:");
+  CHECK(build_prompt(PromptStyle::kVicunaV1, "Be brief.", "And now?", 0, false) ==
+        "</s>USER: And now? ASSISTANT:");
+  CHECK(build_prompt(PromptStyle::kVicunaV1, std::nullopt, "And here?", 1, false) ==
+        "</s>USER: <image>\nAnd here? ASSISTANT:");
+}
+
+TEST_CASE("images stand before the question unless it says where", "[text]") {
+  const PromptStyle style = PromptStyle::kLlavaHf;
+  CHECK(build_prompt(style, std::nullopt, "Same?", 2) ==
+        "USER: <image>\n<image>\nSame? ASSISTANT:");
+  CHECK(build_prompt(style, std::nullopt, "<image> or <image>?", 2) ==
+        "USER: <image> or <image>? ASSISTANT:");
+  CHECK_THROWS_AS(build_prompt(style, std::nullopt, "<image>?", 2), InputError);
+  CHECK_THROWS_AS(build_prompt(style, std::nullopt, "<image>?", 0), InputError);
+  CHECK(count_image_placeholders("") == 0);
+  CHECK(count_image_placeholders("<image><image>< image>") == 2);
+}
+
+TEST_CASE("prompt styles are known by name", "[text]") {
+  for (PromptStyle style : {PromptStyle::kLlavaHf, PromptStyle::kVicunaV1}) {
+    CHECK(parse_prompt_style(to_string(style)) == style);
+  }
+  CHECK_THROWS_AS(parse_prompt_style("auto"), ConfigError);
+}
+
+}  // namespace
+}  // namespace libvar
