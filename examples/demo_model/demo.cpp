@@ -62,7 +62,7 @@ cv::Mat draw(const cv::Mat& picture, std::int64_t visual_tokens,
   const int grid = static_cast<int>(std::lround(std::sqrt(static_cast<double>(visual_tokens))));
   const int side = grid * kTile;
   const int caption = static_cast<int>(samples.size() * 2 + 1) * kCaptionLine;
-  cv::Mat canvas(side + caption, std::max(side, 560), CV_8UC3, cv::Scalar(255, 255, 255));
+  cv::Mat canvas(side + caption, std::max(side, 760), CV_8UC3, cv::Scalar(255, 255, 255));
   cv::Mat resized;
   cv::resize(picture, resized, {side, side}, 0, 0, cv::INTER_CUBIC);
   resized.copyTo(canvas(cv::Rect(0, 0, side, side)));
@@ -100,7 +100,7 @@ void answer_samples(const fs::path& model_path, const fs::path& samples_dir,
   Totals totals;
   std::map<std::string, std::vector<Sample>> by_image;
   std::map<std::string, libvar::Answer> answers;
-  std::printf("%-48s %-12s %-12s %-12s\n", "question", "VAR", "without VAR", "expected");
+  std::printf("%-60s %-18s %-18s %-18s\n", "question", "VAR", "without VAR", "expected");
   for (Sample& sample : samples) {
     libvar::Request request;
     request.images = {samples_dir / "images" / sample.image};
@@ -115,7 +115,7 @@ void answer_samples(const fs::path& model_path, const fs::path& samples_dir,
     totals.plain_right += sample.plain_answer == sample.expected;
     for (const auto rows : answer.var.selected_rows) totals.selected += rows;
     for (const auto rows : answer.var.eligible_rows) totals.eligible += rows;
-    std::printf("%-48s %-12s %-12s %-12s\n", (sample.image + ": " + sample.question).c_str(),
+    std::printf("%-60s %-18s %-18s %-18s\n", (sample.image + ": " + sample.question).c_str(),
                 sample.answer.c_str(), sample.plain_answer.c_str(), sample.expected.c_str());
     by_image[sample.image].push_back(sample);
     answers[sample.image] = answer;

@@ -141,8 +141,10 @@ at::Tensor SafetensorsFile::tensor(const std::string& name) const {
   const auto item = static_cast<std::uint64_t>(c10::elementSize(type));
   if (entry.begin % item == 0) return tensor_view(file_, entry.begin, entry.shape, type);
   at::Tensor copy = at::empty(entry.shape, at::TensorOptions().dtype(type));
-  std::memcpy(copy.mutable_data_ptr(), file_->bytes().data() + entry.begin,
-              entry.end - entry.begin);
+  if (copy.numel() > 0) {  // an empty tensor has no storage
+    std::memcpy(copy.mutable_data_ptr(), file_->bytes().data() + entry.begin,
+                entry.end - entry.begin);
+  }
   return copy;
 }
 
