@@ -1,5 +1,6 @@
 #include "cuda/norms.cuh"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
@@ -93,6 +94,7 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores_cuda(at::Tensor& res
                                                                  double eps) {
   checks::check_rms_norm("add_rms_norm_sink_scores", "residual", residual, &delta, weight,
                          sink_dims, eps);
+  at::assert_no_internal_overlap(residual);
   const c10::cuda::CUDAGuard guard(residual.device());
   const at::Tensor normed = at::empty(residual.sizes(), residual.options());
   const at::Tensor phi = empty_phi(residual);

@@ -1,5 +1,6 @@
 #include "cuda/redistribute.cuh"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
@@ -64,6 +65,7 @@ void redistribute_in_place_cuda(at::Tensor& probs, const at::Tensor& sink_scores
   const RedistributionRule rule = checks::check_rule(
       "redistribute_", {tau, rho, p, min_visual_mass, ratio_epsilon, sources, targets, head_rule});
   checks::check_redistribute("redistribute_", probs, sink_scores, visual_mask, row_mask);
+  at::assert_no_internal_overlap(probs);
   run(probs, probs, sink_scores, visual_mask, row_mask, rule);
 }
 
