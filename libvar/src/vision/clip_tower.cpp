@@ -1,8 +1,8 @@
 #include "vision/clip_tower.h"
 
 #include <ATen/ops/cat.h>
-#include <ATen/ops/conv2d.h>
 #include <ATen/ops/layer_norm.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <c10/util/StringUtil.h>
 
@@ -68,11 +68,15 @@ at::Tensor ClipTower::operator()(const at::Tensor& pixels) const {
     throw InputError(c10::str("vision tower: expected pixels [N, 3, ", config_.image_size, ", ",
                               config_.image_size, "], got ", pixels.sizes()));
   }
-  const at::Tensor patches =
-      at::conv2d(pixels.to(patch_weight_.device(), patch_weight_.scalar_type()), patch_weight_, {},
-                 {config_.patch_size, config_.patch_size})
-          .flatten(2)
-          .transpose(1, 2);
+  // The convolution as a matrix product: cuDNN would compute a float32 one in TF32.
+  const std::int64_t patch = config_.patch_size, side = config_.image_size / patch;
+  const at::Tensor rows = pixels.to(patch_weight_.device(), patch_weight_.scalar_type())
+                              .narrow(2, 0, side * patch)
+                              .narrow(3, 0, side * patch)
+                              .reshape({pixels.size(0), 3, side, patch, side, patch})
+                              .permute({0, 2, 4, 1, 3, 5})
+                              .reshape({pixels.size(0), side * side, 3 * patch * patch});
+  const at::Tensor patches = at::linear(rows, patch_weight_.flatten(1));
   const at::Tensor class_token = class_embedding_.expand({pixels.size(0), 1, config_.hidden_size});
   at::Tensor hidden = normalise(pre_norm_, at::cat({class_token, patches}, 1).add_(positions_));
   for (const Layer& layer : layers_) {
