@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <CLI/Validators.hpp>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -47,8 +48,10 @@ std::string check_positive(const std::string& text) {
 }
 
 std::string check_seed(const std::string& text) {
-  const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
-  return digits ? "" : "expected a whole number of at least 0, got " + text;
+  std::uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  const bool valid = error == std::errc() && end == text.data() + text.size();
+  return valid ? "" : "expected a whole number from 0 to 18446744073709551615, got " + text;
 }
 
 }  // namespace

@@ -33,7 +33,6 @@ constexpr bool kBuiltWithCuda = false;
 /// Value in bytes of a "Name:   123 kB" line of a file of /proc, or -1.
 std::int64_t read_proc_bytes(const char* path, const std::string& name) {
   std::ifstream file(path);
-  std::string key, unit;
   std::int64_t value = 0;
   for (std::string line; std::getline(file, line);) {
     if (line.compare(0, name.size(), name) != 0) continue;

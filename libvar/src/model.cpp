@@ -56,17 +56,11 @@ at::ScalarType choose_dtype(const Archive& archive, const LoadOptions& options, 
   return dtype;
 }
 
-void check_tensors(const Archive& archive, const Family& family, const ModelConfig& config) {
-  for (const TensorSpec& spec : family.expected_tensors(config)) {
-    const auto found = archive.tensors().find(spec.name);
-    if (found == archive.tensors().end()) {
-      throw ArchiveError(c10::str(archive.path().string(), ": tensor ", spec.name, " is missing"));
-    }
-    if (found->second.sizes() != at::IntArrayRef(spec.shape)) {
-      throw ArchiveError(c10::str(archive.path().string(), ": tensor ", spec.name,
-                                  ": expected shape ", at::IntArrayRef(spec.shape), ", got ",
-                                  found->second.sizes()));
-    }
+std::unique_ptr<Tokenizer> read_tokenizer(const Archive& archive) {
+  try {
+    return load_tokenizer(archive.files());
+  } catch (const ArchiveError& error) {
+    throw ArchiveError(c10::str(archive.path().string(), ": ", error.what()));
   }
 }
 
@@ -75,10 +69,8 @@ std::unique_ptr<LoadedModel> load_archive(const std::filesystem::path& path,
   const at::Device device = parse_device(options.device);
   if (options.dtype != "auto") parse_dtype(options.dtype);
   const Archive archive = Archive::open(path);
-  const Family& family = find_family(archive.files());
-  ModelConfig config = family.read_config(archive.files());
-  check_tensors(archive, family, config);
-  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(archive.files());
+  ModelConfig config = read_model_config(archive);
+  std::unique_ptr<Tokenizer> tokenizer = read_tokenizer(archive);
   if (tokenizer->size() > config.decoder.vocab_size) {
     throw ArchiveError(c10::str(path.string(), ": the tokenizer has ids up to ",
                                 tokenizer->size() - 1, ", but the vocabulary has ",

@@ -16,6 +16,12 @@ void check_share(const char* name, float value) {
   }
 }
 
+void check_finite(const char* name, float value) {
+  if (!std::isfinite(value)) {
+    throw ConfigError(c10::str("VarParams: ", name, " must be finite, got ", value));
+  }
+}
+
 void check_not_negative(const char* name, float value) {
   if (!(value >= 0.0f))
     throw ConfigError(c10::str("VarParams: ", name, " must be >= 0, got ", value));
@@ -60,6 +66,12 @@ void VarParams::validate() const {
   check_share("p", p);
   check_share("min_visual_mass", min_visual_mass);
   check_not_negative("ratio_epsilon", ratio_epsilon);
+  check_finite("ratio_epsilon", ratio_epsilon);
+  if (phi_epsilon) check_finite("phi_epsilon", *phi_epsilon);
+  if ((sources | targets) >> kNumTokenClasses != 0) {
+    throw ConfigError("VarParams: sources and targets have a bit that is no token class");
+  }
+  if (head_rule > HeadRule::kNone) throw ConfigError("VarParams: head_rule is no HeadRule");
   if (phi_epsilon && !(*phi_epsilon > 0.0f)) {
     throw ConfigError(c10::str("VarParams: phi_epsilon must be > 0, got ", *phi_epsilon));
   }

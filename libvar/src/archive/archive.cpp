@@ -20,7 +20,10 @@ namespace {
 
 constexpr std::string_view kNotOurs =
     ": is not a libvar archive; `var convert` makes one from a checkpoint";
-constexpr std::size_t kMaxText = std::size_t{256} << 20;  // bytes of a record that is read whole
+// Bytes of records that are read whole: a tokenizer.json has some millions, a data.pkl some
+// hundred thousand.
+constexpr std::size_t kMaxText = std::size_t{64} << 20;
+constexpr std::size_t kMaxPickle = std::size_t{16} << 20;
 
 class MappedAdapter : public caffe2::serialize::ReadAdapterInterface {
  public:
@@ -66,10 +69,10 @@ class Records {
     return std::find(names_.begin(), names_.end(), record) != names_.end();
   }
 
-  std::string text(const std::string& record) const {
+  std::string text(const std::string& record, std::size_t most = kMaxText) const {
     try {
       const std::size_t size = reader_->getRecordSize(record);
-      if (size > kMaxText) throw ArchiveError(name() + ": record " + record + " is too large");
+      if (size > most) throw ArchiveError(name() + ": record " + record + " is too large");
       std::string out(size, '\0');
       reader_->getRecord(record, out.data(), size);
       return out;
@@ -178,9 +181,12 @@ Archive Archive::open(const std::filesystem::path& path) {
   Archive archive;
   archive.path_ = path;
   const std::string extra = "extra/";
+  std::size_t bytes_left = kMaxText;  // of all extra files together
   for (const std::string& record : records.names()) {
-    if (record.rfind(extra, 0) == 0)
-      archive.files_[record.substr(extra.size())] = records.text(record);
+    if (record.rfind(extra, 0) != 0) continue;
+    std::string text = records.text(record, bytes_left);
+    bytes_left -= text.size();
+    archive.files_[record.substr(extra.size())] = std::move(text);
   }
   const auto manifest = archive.files_.find("libvar.json");
   if (manifest == archive.files_.end())
@@ -188,7 +194,8 @@ Archive Archive::open(const std::filesystem::path& path) {
   archive.manifest_ = parse_manifest(manifest->second, path);
   if (!records.has("data.pkl"))
     throw ArchiveError(path.string() + std::string(kNotOurs) + " (no data.pkl)");
-  const auto tree = read_module_tree(records.text("data.pkl"), path.string() + ": data.pkl");
+  const auto tree =
+      read_module_tree(records.text("data.pkl", kMaxPickle), path.string() + ": data.pkl");
   for (const auto& [name, pickled] : tree)
     archive.tensors_.emplace(name, map_tensor(records, name, pickled));
   return archive;

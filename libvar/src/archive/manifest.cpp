@@ -9,6 +9,8 @@
 namespace libvar {
 namespace {
 
+constexpr std::size_t kMaxSinkDims = 8;  // of the ops
+
 /// The number whose shortest decimal text is that of the float: 0.8, not 0.800000011920929.
 double shortest(float value) {
   char text[32];
@@ -57,6 +59,7 @@ ArchiveManifest parse_manifest(const std::string& text, const std::filesystem::p
   }
   const JsonFields sinks = fields.object("sink_dimensions");
   out.sink_dimensions.dims = sinks.integers("dims", 0, kMaxJsonInteger);
+  if (out.sink_dimensions.dims.size() > kMaxSinkDims) sinks.fail("dims", "at most 8 dimensions");
   out.sink_dimensions.source = sinks.text("source");
   const JsonFields var = fields.object("var_defaults");
   out.var_defaults.tau = static_cast<float>(var.number("tau"));

@@ -59,6 +59,8 @@ struct Value {
 /// A stack machine for the opcodes of pickle_codes.h. Values live in one arena, so that no pickle
 /// can make a cycle that leaks or a nesting that recurses; their number is bounded by the length of
 /// the pickle.
+constexpr std::size_t kMaxRank = 8;
+
 class Reader {
  public:
   Reader(std::string_view bytes, std::string where) : bytes_(bytes), where_(std::move(where)) {}
@@ -260,7 +262,9 @@ class Reader {
 
   std::vector<std::int64_t> integers(Ref value) const {
     std::vector<std::int64_t> out;
-    for (const Ref item : expect<Sequence>(value, "a shape").items) {
+    const auto& items = expect<Sequence>(value, "a shape").items;
+    if (items.size() > kMaxRank) fail("expected a shape of few dimensions");
+    for (const Ref item : items) {
       out.push_back(expect<std::int64_t>(item, "a size"));
     }
     return out;
@@ -354,7 +358,7 @@ class Flattener {
  private:
   static constexpr int kMaxDepth = 64;
   static constexpr std::size_t kMaxName = 256;
-  static constexpr std::size_t kMaxVisits = 1'000'000;
+  static constexpr std::size_t kMaxVisits = 100'000;
 
   void visit(const Object& module, const std::string& prefix, int depth) {
     if (depth > kMaxDepth || ++visits_ > kMaxVisits)

@@ -63,13 +63,14 @@ std::map<std::string, CheckpointTensor> open_sharded(const std::filesystem::path
     }
   }
   if (pickle.empty()) {
-    throw ArchiveError(dir.string() + ": holds no weights: expected " + kSingle + " or " + kIndex +
-                       " with its shards");
+    throw ArchiveError(dir.string() + ": holds no weights: expected " + kSingle + ", or " + kIndex +
+                       " with its shards; found neither");
   }
   throw ArchiveError(
       dir.string() + ": holds pickled weights only (" + pickle +
-      "), which can run code; load the model in transformers, call save_pretrained(FOLDER, "
-      "safe_serialization=True), and convert FOLDER");
+      "), which can run code; load it with transformers' LlavaForConditionalGeneration, call "
+      "save_pretrained(FOLDER, safe_serialization=True) and convert FOLDER, or write its tensors "
+      "with safetensors.torch.save_file");
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ KvCache::KvCache(const DecoderConfig& config, const ComputeTarget& target, std::
 
 void KvCache::reserve(std::int64_t capacity) {
   if (capacity <= capacity_) return;
+  if (length_ == 0) capacity_ = 0;  // the buffers go first: running out of memory leaves none
   if (length_ > 0)
     capacity = std::max(capacity, std::min(capacity_ + capacity_ / 2, config_.max_positions));
   const auto options = at::TensorOptions().device(target_.device);

@@ -8,6 +8,8 @@
 namespace libvar {
 namespace {
 
+constexpr int kMaxDepth = 64;
+
 /// A value as messages show it.
 std::string shown(const nlohmann::json& value) {
   constexpr std::size_t kMost = 80;
@@ -33,7 +35,12 @@ std::string dtype_name(at::ScalarType dtype) {
 nlohmann::json JsonFields::parse(const std::string& text, const std::string& where) {
   nlohmann::json json;
   try {
-    json = nlohmann::json::parse(text);
+    // Deeper values are nobody's configuration, and copying or printing them recurses.
+    const auto limit_depth = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+      if (depth > kMaxDepth) throw ArchiveError(where + ": is nested too deep");
+      return true;
+    };
+    json = nlohmann::json::parse(text, limit_depth);
   } catch (const nlohmann::json::parse_error& error) {
     throw ArchiveError(where + ": is no JSON (byte " + std::to_string(error.byte) + ")");
   }

@@ -92,6 +92,7 @@ std::int64_t Sampler::operator()(const at::Tensor& logits) {
   std::vector<Candidate> candidates(static_cast<std::size_t>(host.numel()));
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     candidates[i].id = static_cast<std::int64_t>(i);
+    if (std::isnan(values[i])) throw Error("sampler: the logits are not finite");
     candidates[i].logit = values[i] / params_.temperature;
   }
   keep_top_k(candidates, params_.top_k);

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "families/json_fields.h"
 #include "libvar/error.h"
 
 namespace libvar {
@@ -16,6 +17,8 @@ constexpr const char* kConfigFile = "tokenizer_config.json";
 constexpr const char* kAddedFile = "added_tokens.json";
 constexpr const char* kSpecialFile = "special_tokens_map.json";
 
+constexpr std::int64_t kMaxId = std::int64_t{1} << 24;
+
 [[noreturn]] void fail(const std::string& file, const std::string& what) {
   throw ArchiveError(c10::str(file, ": ", what));
 }
@@ -24,16 +27,13 @@ constexpr const char* kSpecialFile = "special_tokens_map.json";
 json read_object(const std::map<std::string, std::string>& files, const std::string& name) {
   const auto file = files.find(name);
   if (file == files.end()) return json::object();
-  json value = json::parse(file->second, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) fail(name, "is no valid JSON");
-  if (!value.is_object()) fail(name, "expected an object");
-  return value;
+  return JsonFields::parse(file->second, name);
 }
 
 std::int64_t parse_id(const std::string& text) {
   std::int64_t id = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
-  if (error != std::errc() || end != text.data() + text.size() || id < 0) {
+  if (error != std::errc() || end != text.data() + text.size() || id < 0 || id > kMaxId) {
     fail(kConfigFile, c10::str("added_tokens_decoder: expected an id, got '", text, "'"));
   }
   return id;
@@ -80,18 +80,21 @@ AddedTokens AddedTokens::read(
     const std::function<std::optional<std::int64_t>(std::string_view)>& piece_id) {
   AddedTokens tokens;
   const json config = read_object(files, kConfigFile);
-  const json decoder = config.value("added_tokens_decoder", json::object());
+  json decoder = config.value("added_tokens_decoder", json::object());
+  if (decoder.is_null()) decoder = json::object();
   if (!decoder.is_object()) fail(kConfigFile, "added_tokens_decoder: expected an object");
   for (const auto& [key, value] : decoder.items()) {
     const auto content = token_text(value);
     if (!content)
       fail(kConfigFile, c10::str("added_tokens_decoder: token ", key, " has no content"));
     check_plain(value, *content);
-    tokens.add({*content, parse_id(key), value.value("special", json(false)) == true});
+    tokens.add({*content, parse_id(key),
+                !value.is_object() || value.value("special", json(false)) == true});
   }
   const json added = read_object(files, kAddedFile);
   for (const auto& [content, value] : added.items()) {
-    if (!value.is_number_integer() || value.get<std::int64_t>() < 0) {
+    if (!value.is_number_integer() || value.get<std::int64_t>() < 0 ||
+        value.get<std::int64_t>() > kMaxId) {
       fail(kAddedFile, c10::str("'", content, "': expected an id"));
     }
     const AddedToken* known = tokens.find(content);

@@ -70,9 +70,9 @@ TEST_CASE("added tokens come from all three files", "[text]") {
 
 TEST_CASE("files that are not understood are named", "[text]") {
   CHECK(message({}) == "accepted");
-  CHECK(message({{"added_tokens.json", "{"}}) == "added_tokens.json: is no valid JSON");
+  CHECK(message({{"added_tokens.json", "{"}}) == "added_tokens.json: is no JSON (byte 2)");
   CHECK(message({{"special_tokens_map.json", "[]"}}) ==
-        "special_tokens_map.json: expected an object");
+        "special_tokens_map.json: expected an object in braces, found []");
   CHECK(message({{"added_tokens.json", R"({"<x>": -1})"}}) ==
         "added_tokens.json: '<x>': expected an id");
   CHECK(message({{"tokenizer_config.json",
