@@ -162,6 +162,8 @@ TEST_CASE("libvar.json comes back as it was written", "[archive]") {
   CHECK_THAT(error("/family", nullptr), Contains("x.pt: libvar.json: family is missing"));
   CHECK_THAT(error("/sink_dimensions/dims", "x"),
              Contains("sink_dimensions: dims: expected an integer"));
+  CHECK_THAT(error("/sink_dimensions/dims", {1, 2, 3, 4, 5, 6, 7, 8, 9}),
+             Contains("dims: expected at most 8 dimensions"));
   CHECK_THAT(error("/var_defaults/p", 2),
              Contains("x.pt: libvar.json: var_defaults: ") && Contains("p"));
   CHECK_THAT(message_of<ArchiveError>([&] { parse_manifest("{", "x.pt"); }),

@@ -201,6 +201,8 @@ TEST_CASE("the original LLaVA config pads pictures and speaks vicuna_v1", "[fami
 TEST_CASE("a config that is not understood is refused by file, key and value", "[families]") {
   CHECK_THAT(error_of({}), Contains("config.json is missing"));
   CHECK_THAT(error_of({{"config.json", "{"}}), Contains("config.json: is no JSON"));
+  CHECK_THAT(error_of({{"config.json", std::string(500000, '[')}}),
+             Contains("config.json: is nested too deep"));
   CHECK_THAT(error_with("/model_type", "qwen9_vl"),
              Contains("config.json: model_type: expected one of the supported families (llava), "
                       "found \"qwen9_vl\""));
