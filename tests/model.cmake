@@ -7,4 +7,4 @@ libvar_add_test(NAME golden LABELS cpu golden
   SOURCES unit/model/golden_test.cpp unit/model/session_test.cpp golden_fixture.cpp
   LINK libvar::libvar nlohmann_json::nlohmann_json)
 # One thread: the models are so small that others only wait for each other.
-set_tests_properties(model golden PROPERTIES ENVIRONMENT OMP_NUM_THREADS=1)
+set_property(TEST model golden APPEND PROPERTY ENVIRONMENT OMP_NUM_THREADS=1)

@@ -10,8 +10,6 @@ libvar_add_test(NAME ops LABELS cpu sanitize
     unit/ops/redistribute_test.cpp
   LINK libvar::ops)
 target_precompile_headers(test_ops PRIVATE <ATen/ATen.h>)
-# Threads that wait by spinning steal the cores that other tests run on.
-set_tests_properties(ops PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=PASSIVE)
 
 # The ops in Python. LIBVAR_PYTHON: an interpreter whose torch is the LibTorch of this build.
 set(no_torch 1)

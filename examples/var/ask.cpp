@@ -16,6 +16,10 @@
 namespace var_command {
 namespace {
 
+int interrupted_code() {
+  return kInterrupted + InterruptScope::interrupted();
+}
+
 struct AskFlags {
   CommonFlags common;
   PromptFlags prompt;
@@ -68,9 +72,9 @@ int compare(const AskFlags& flags, libvar::Session& session, libvar::Request req
     return ask_streaming(session, request, Turn::kFirst);
   };
   const libvar::Answer with = answer_with(true);
-  if (with.finish_reason == libvar::FinishReason::kCancelled) return kInterrupted;
+  if (with.finish_reason == libvar::FinishReason::kCancelled) return interrupted_code();
   const libvar::Answer without = answer_with(false);
-  if (without.finish_reason == libvar::FinishReason::kCancelled) return kInterrupted;
+  if (without.finish_reason == libvar::FinishReason::kCancelled) return interrupted_code();
   if (!flags.json) {
     print_difference(with, without);
     return kDone;
@@ -107,7 +111,7 @@ int ask(const AskFlags& flags) {
   if (flags.json) std::printf("%s\n", answer_json(answer).dump().c_str());
   if (logits) logits->write(answer.logits);
   flags.common.log(describe(answer));
-  return answer.finish_reason == libvar::FinishReason::kCancelled ? kInterrupted : kDone;
+  return answer.finish_reason == libvar::FinishReason::kCancelled ? interrupted_code() : kDone;
 }
 
 }  // namespace

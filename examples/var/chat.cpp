@@ -59,6 +59,10 @@ class Chat {
         carry_out(line);
       } catch (const libvar::Error& error) {
         std::fprintf(stderr, "var: error: %s\n", error.what());
+        if (turn_ == Turn::kFurther && session_.length() == 0) {
+          std::fputs("var: the conversation and its pictures are forgotten\n", stderr);
+          turn_ = Turn::kFirst;
+        }
         code = interactive_ ? kDone : kFailed;
       }
     }

@@ -12,7 +12,7 @@ enum ExitCode : int {
   kDone = 0,
   kFailed = 1,         ///< one line on stderr says what
   kUsage = 2,          ///< a flag or its value is wrong
-  kInterrupted = 130,  ///< Ctrl-C, as a shell reports it
+  kInterrupted = 128,  ///< plus the number of the signal, as a shell reports it: Ctrl-C gives 130
 };
 
 /// What the subcommand that was parsed does; gives the exit code.

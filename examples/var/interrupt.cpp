@@ -5,10 +5,17 @@
 namespace var_command {
 namespace {
 
+constexpr int kSignals[] = {SIGINT, SIGTERM, SIGHUP};
+
 volatile std::sig_atomic_t g_interrupted = 0;
 
-extern "C" void note_interrupt(int) {
-  g_interrupted = 1;
+extern "C" void note_interrupt(int signal) {
+  g_interrupted = signal;
+}
+
+bool is_ignored(int signal) {
+  struct sigaction current = {};
+  return sigaction(signal, nullptr, &current) == 0 && current.sa_handler == SIG_IGN;
 }
 
 }  // namespace
@@ -19,19 +26,23 @@ InterruptScope::InterruptScope() {
   action.sa_handler = note_interrupt;
   action.sa_flags =
       static_cast<int>(SA_RESETHAND | SA_RESTART);  // the second one finds the default again
-  sigaction(SIGINT, &action, nullptr);
+  for (const int signal : kSignals) {
+    if (!is_ignored(signal)) sigaction(signal, &action, nullptr);
+  }
 }
 
 InterruptScope::~InterruptScope() {
-  std::signal(SIGINT, SIG_DFL);
+  for (const int signal : kSignals) {
+    if (!is_ignored(signal)) std::signal(signal, SIG_DFL);
+  }
 }
 
-bool InterruptScope::interrupted() {
-  return g_interrupted != 0;
+int InterruptScope::interrupted() {
+  return g_interrupted;
 }
 
 void InterruptScope::check() {
-  if (interrupted()) throw Interrupted{};
+  if (const int signal = interrupted()) throw Interrupted{signal};
 }
 
 }  // namespace var_command

@@ -2,10 +2,14 @@
 
 namespace var_command {
 
-/// Thrown where Ctrl-C ends what can't be left half done.
-struct Interrupted {};
+/// Thrown where a signal ends what can't be left half done.
+struct Interrupted {
+  int signal;  ///< SIGINT (Ctrl-C), SIGTERM or SIGHUP
+};
 
-/// While one lives, the first Ctrl-C sets a flag and the second ends the process at once.
+/// While one lives, the first of SIGINT, SIGTERM and SIGHUP sets a flag, and each has its default
+/// effect, the end of the process, when it comes again. A signal that was ignored stays ignored
+/// (nohup).
 class InterruptScope {
  public:
   InterruptScope();
@@ -13,9 +17,9 @@ class InterruptScope {
   InterruptScope(const InterruptScope&) = delete;
   InterruptScope& operator=(const InterruptScope&) = delete;
 
-  /// True once Ctrl-C was pressed in this scope.
-  static bool interrupted();
-  /// @throws Interrupted  if so
+  /// The signal that came in this scope, or 0.
+  static int interrupted();
+  /// @throws Interrupted  once one came
   static void check();
 };
 

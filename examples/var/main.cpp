@@ -30,9 +30,9 @@ int run_action(const Action& action) {
       return kFailed;
     }
     return code;
-  } catch (const Interrupted&) {
+  } catch (const Interrupted& interrupted) {
     std::fprintf(stderr, "var: interrupted\n");
-    return kInterrupted;
+    return kInterrupted + interrupted.signal;
   } catch (const libvar::ConfigError& error) {
     print_error(error.what());
     return kUsage;
@@ -54,7 +54,7 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("var ") + libvar::version());
   app.require_subcommand(1);
   app.footer(
-      "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n\n"
+      "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C).\n\n"
       "Example:\n  var ask model.pt \"What is on the table?\" --image photo.jpg");
   Action action;
   add_convert(app, action);
@@ -65,6 +65,11 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::Success& request) {  // --help, --version
     return app.exit(request);
+  } catch (const CLI::RequiredError& error) {
+    const bool named = argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty();
+    print_error((named ? std::string("unknown subcommand: ") + argv[1] : error.what()) +
+                " (see --help)");
+    return kUsage;
   } catch (const CLI::ParseError& error) {
     print_error(std::string(error.what()) + " (see --help)");
     return kUsage;
@@ -75,6 +80,8 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace var_command
 
+// What can escape is out of memory while the flags are read.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   std::signal(
       SIGXFSZ,

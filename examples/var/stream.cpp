@@ -12,9 +12,9 @@ libvar::Answer ask_streaming(libvar::Session& session, const libvar::Request& re
   const auto print = [](std::string_view piece) {
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
-    return !InterruptScope::interrupted();
+    return InterruptScope::interrupted() == 0;
   };
-  const libvar::Answer answer =
+  libvar::Answer answer =
       turn == Turn::kFirst ? session.ask(request, print) : session.follow_up(request, print);
   std::fputs("\n", stdout);
   std::fflush(stdout);
@@ -22,7 +22,7 @@ libvar::Answer ask_streaming(libvar::Session& session, const libvar::Request& re
 }
 
 libvar::Answer ask_quietly(libvar::Session& session, const libvar::Request& request) {
-  return session.ask(request, [](std::string_view) { return !InterruptScope::interrupted(); });
+  return session.ask(request, [](std::string_view) { return InterruptScope::interrupted() == 0; });
 }
 
 std::string describe(const libvar::Model& model) {

@@ -44,6 +44,27 @@ std::int64_t read_proc_bytes(const char* path, const std::string& name) {
   return -1;
 }
 
+/// First word of a file as a number; -1 where there is no such file or no number ("max").
+std::int64_t read_number(const std::string& path) {
+  std::ifstream file(path);
+  std::int64_t value = -1;
+  return file >> value ? value : -1;
+}
+
+/// The least memory limit of the control groups (version 2) above this process, or -1.
+std::int64_t cgroup_limit() {
+  std::ifstream file("/proc/self/cgroup");
+  std::int64_t least = -1;
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, 3, "0::") != 0) continue;
+    for (std::string group = line.substr(3); !group.empty(); group.resize(group.rfind('/'))) {
+      const std::int64_t limit = read_number("/sys/fs/cgroup" + group + "/memory.max");
+      if (limit >= 0 && (least < 0 || limit < least)) least = limit;
+    }
+  }
+  return least;
+}
+
 }  // namespace
 
 at::Device parse_device(const std::string& text) {
@@ -73,7 +94,9 @@ bool cpu_has_bfloat16_products() {
 }
 
 std::int64_t available_host_bytes() {
-  return read_proc_bytes("/proc/meminfo", "MemAvailable");
+  const std::int64_t machine = read_proc_bytes("/proc/meminfo", "MemAvailable");
+  const std::int64_t limit = cgroup_limit();
+  return limit >= 0 && (machine < 0 || limit < machine) ? limit : machine;
 }
 
 std::int64_t peak_memory_bytes(at::Device device) {

@@ -3,6 +3,7 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -17,6 +18,8 @@
 
 namespace libvar {
 namespace {
+
+constexpr std::int64_t kMaxCudaHeadDim = 256;  // ops.h: attention
 
 std::string gigabytes(std::int64_t bytes) {
   return c10::str((bytes + 50'000'000) / 1'000'000'000, ".",
@@ -76,6 +79,11 @@ std::unique_ptr<LoadedModel> load_archive(const std::filesystem::path& path,
                                 tokenizer->size() - 1, ", but the vocabulary has ",
                                 config.decoder.vocab_size, " rows"));
   }
+  if (device.is_cuda() && config.decoder.head_dim > kMaxCudaHeadDim) {
+    throw ConfigError(c10::str(path.string(), ": its head size of ", config.decoder.head_dim,
+                               " is above ", kMaxCudaHeadDim,
+                               ", the largest of the CUDA kernels; use the CPU"));
+  }
   ComputeTarget target;
   target.device = device;
   target.dtype = choose_dtype(archive, options, device);
@@ -109,7 +117,8 @@ std::int64_t LoadedModel::image_token() const {
 
 VarParams LoadedModel::var_defaults() const {
   VarParams params = manifest.var_defaults;
-  if (!params.first_layer) params.first_layer = kDefaultFirstLayer;
+  if (!params.first_layer)
+    params.first_layer = std::min(kDefaultFirstLayer, config.decoder.num_layers - 1);
   if (manifest.sink_dimensions.dims.empty()) params.enabled = false;
   return params;
 }

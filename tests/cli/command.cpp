@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <filesystem>
 #include <stdexcept>
 #include <utility>
 
@@ -87,6 +88,17 @@ pid_t start(const std::vector<std::string>& arguments, const std::string& input_
   return child;
 }
 
+/// Waits for a file in the empty folder and sends the signal; gives up at the child's end.
+void signal_at_first_file(pid_t child, const CommandOptions& options) {
+  siginfo_t ended{};
+  while (std::filesystem::is_empty(options.signal_when_file_in)) {
+    if (waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+        ended.si_pid == child)
+      return;
+  }
+  kill(child, options.signal);
+}
+
 /// Reads both streams to their ends.
 void read_streams(pid_t child, const Pipe& out, const Pipe& err, const CommandOptions& options,
                   CommandResult& result) {
@@ -126,6 +138,7 @@ CommandResult run_command(const std::vector<std::string>& arguments,
   out.close_end(1);
   err.close_end(1);
   CommandResult result;
+  if (options.signal != 0) signal_at_first_file(child, options);
   read_streams(child, out, err, options, result);
   int status = 0;
   check(waitpid(child, &status, 0) == child, "waitpid");

@@ -16,7 +16,9 @@ struct CommandOptions {
   std::string input = {};                    ///< its standard input
   std::optional<long> file_size_limit = {};  ///< RLIMIT_FSIZE in bytes
   std::optional<std::size_t> interrupt_after =
-      {};  ///< SIGINT once it has written so many bytes to stdout
+      {};          ///< SIGINT once it has written so many bytes to stdout
+  int signal = 0;  ///< sent once a file appears in the folder of the next member
+  std::string signal_when_file_in = {};
 };
 
 /// Runs the command and waits for its end. Its streams are no terminals.

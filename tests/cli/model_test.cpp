@@ -6,6 +6,7 @@
 #include <torch/csrc/jit/serialization/pickle.h>
 
 #include <algorithm>
+#include <csignal>
 #include <nlohmann/json.hpp>
 
 #include "catch.h"
@@ -385,6 +386,23 @@ TEST_CASE("a full disk is one line and leaves nothing behind", "[cli]") {
   CHECK(entries(folder) == 1);
   succeed(convert);
   CHECK(entries(folder) == 2);
+}
+
+TEST_CASE("a conversion that is told to end leaves nothing behind", "[cli]") {
+  const int signal = GENERATE(SIGINT, SIGTERM, SIGHUP);
+  const TemporaryFolder folder;
+  write_golden_checkpoint(folder / "hf", golden_case("mha"));
+  // The signal comes when the partial file appears. A conversion that is quicker is tried again.
+  CommandResult result;
+  for (int attempt = 0; attempt < 20 && result.code != 128 + signal; ++attempt) {
+    std::filesystem::create_directories(folder / "out");
+    std::filesystem::remove(folder / "out/model.pt");
+    result = run_command({"convert", (folder / "hf").string(), (folder / "out/model.pt").string()},
+                         {.signal = signal, .signal_when_file_in = (folder / "out").string()});
+  }
+  CHECK(result.code == 128 + signal);
+  CHECK(result.err == "var: interrupted\n");
+  CHECK(std::filesystem::is_empty(folder / "out"));
 }
 
 TEST_CASE("archives that are not this library's are one line", "[cli]") {

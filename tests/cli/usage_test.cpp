@@ -86,6 +86,7 @@ TEST_CASE("a usage error names the flag and what it expects", "[cli]") {
   CHECK_THAT(run_command(ask({"--preset", "best"})).err,
              Contains("--preset") && Contains("vision-centric"));
   CHECK_THAT(run_command(ask({"--tua", "20"})).err, Contains("--tua"));
+  CHECK_THAT(run_command({"sing", "model.pt"}).err, Contains("unknown subcommand: sing"));
   CHECK_THAT(run_command(ask({"--device", "gpu"})).err,
              Contains("expected auto, cpu, cuda or cuda:N, got gpu"));
 }

@@ -47,6 +47,8 @@ struct Request {
   std::string prompt_style = "auto";       ///< auto (the checkpoint's), llava_hf, vicuna_v1
   std::string image_mode = "auto";         ///< auto (the checkpoint's), crop, pad
   bool exif_rotation = true;               ///< turn the picture as its EXIF orientation says
+  /// The paper's values unless set; Model::var_defaults() gives those stored with the model, with
+  /// `enabled` false where no sink dimensions are known (enabled is a ConfigError there).
   VarParams var = {};
   GenerationParams generation = {};
   bool return_logits = false;  ///< fill Answer::logits

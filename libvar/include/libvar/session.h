@@ -30,14 +30,17 @@ class Session {
   /// Answers a further question in the same conversation; earlier turns stay in the caches, and the
   /// request's VAR settings act from its first new token on. Without an earlier turn it is ask.
   ///
-  /// Answer::prompt_tokens are those of this turn, led by the last token of an answer that ended
-  /// without a stop token; visual_spans and visual sinks count positions from the beginning of the
-  /// conversation.
+  /// Answer::prompt_tokens are those of this turn; visual_spans and visual sinks count positions
+  /// from the beginning of the conversation.
   /// @throws      as ask; after an error in the middle of an answer the conversation is forgotten
+  ///              (length() is 0)
   Answer follow_up(const Request& request, const TextCallback& on_text = {});
 
   /// Forgets the conversation.
   void reset();
+
+  /// Positions that the conversation takes up in the caches so far; 0: there is none.
+  std::int64_t length() const;
 
  private:
   class State;

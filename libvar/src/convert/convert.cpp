@@ -171,6 +171,11 @@ void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
   } catch (const ArchiveError& error) {
     throw ArchiveError(where + ": " + error.what());
   }
+  if (options.first_layer && *options.first_layer >= config.decoder.num_layers) {
+    throw ConfigError("first_layer: expected less than the model's " +
+                      std::to_string(config.decoder.num_layers) + " layers, found " +
+                      std::to_string(*options.first_layer));
+  }
   const auto tensors = canonical_tensors(checkpoint, config, where);
   refuse_overwriting(out, checkpoint_dir, checkpoint);
 

@@ -52,6 +52,11 @@ VarParams resolve(const Request& request, const LoadedModel& model) {
   VarParams params = request.var;
   params.validate();
   if (!params.first_layer) params.first_layer = model.var_defaults().first_layer;
+  const std::int64_t num_layers = model.config.decoder.num_layers;
+  if (params.enabled && *params.first_layer >= num_layers) {
+    throw ConfigError(c10::str("VarParams: first_layer must be below the model's ", num_layers,
+                               " layers, got ", *params.first_layer));
+  }
   if (params.enabled && model.manifest.sink_dimensions.dims.empty()) {
     throw ConfigError(
         "VarParams: enabled, but no sink dimensions are known for this model; convert it with its "
@@ -89,6 +94,8 @@ class Session::State {
     pending_.reset();
   }
 
+  std::int64_t length() const { return conversation_.length(); }
+
   Answer answer(const Request& request, const TextCallback& on_text) {
     const c10::InferenceMode inference;
     return with_resource_errors("session", [&] {
@@ -119,6 +126,7 @@ class Session::State {
 
     caches_changed_ = true;
     const Stopwatch prefill_time;
+    if (has_unfed_token()) conversation_.step(*pending_, var);
     at::Tensor logits = conversation_.prefill(prompt, features, var, max_new_tokens);
     synchronize(loaded_.target.device);
     answer.timing.prefill_ms = prefill_time.ms();
@@ -148,11 +156,8 @@ class Session::State {
                                     : parse_prompt_style(request.prompt_style);
       text = build_prompt(style, request.system, request.question, num_images, first_turn);
     }
-    std::vector<std::int64_t> ids =
+    const std::vector<std::int64_t> ids =
         encode_prompt(*loaded_.tokenizer, text, first_turn, loaded_.image_token());
-    // The last token of an answer has been chosen, but has not passed through the decoder. A stop
-    // token is left to the prompt style, which has it in its separator or does without.
-    if (pending_ && !is_stop_token(*pending_)) ids.insert(ids.begin(), *pending_);
     if (ids.empty()) throw InputError("prompt: it is empty");
     return expand_image_tokens(ids, loaded_.image_token(), loaded_.config.visual_tokens);
   }
@@ -160,7 +165,7 @@ class Session::State {
   /// Tokens that can be generated before the context ends.
   std::int64_t room_for_answer(const Sequence& prompt, std::int64_t wanted) const {
     const std::int64_t context = loaded_.config.decoder.max_positions;
-    const std::int64_t earlier = conversation_.length(),
+    const std::int64_t earlier = conversation_.length() + (has_unfed_token() ? 1 : 0),
                        rows = static_cast<std::int64_t>(prompt.ids.size());
     const std::int64_t room = context - earlier - rows;
     if (room < 1) {
@@ -185,6 +190,10 @@ class Session::State {
     const auto& stop_tokens = loaded_.config.stop_tokens;
     return std::find(stop_tokens.begin(), stop_tokens.end(), token) != stop_tokens.end();
   }
+
+  /// The last token of an answer has been chosen, but has not passed through the decoder. A stop
+  /// token is left to the prompt style, which has it in its separator or does without.
+  bool has_unfed_token() const { return pending_ && !is_stop_token(*pending_); }
 
   void generate(const Request& request, const VarParams& var, std::int64_t max_new_tokens,
                 at::Tensor logits, const TextCallback& on_text, Answer& answer) {
@@ -258,6 +267,10 @@ Answer Session::follow_up(const Request& request, const TextCallback& on_text) {
 
 void Session::reset() {
   state_->reset();
+}
+
+std::int64_t Session::length() const {
+  return state_->length();
 }
 
 }  // namespace libvar

@@ -25,10 +25,10 @@ constexpr std::int32_t kHalf = 1 << (kFractionBits - 1);
 constexpr int kChannels = 3;
 
 double bicubic(double x) {
-  constexpr double a = -0.5;
+  constexpr double kA = -0.5;
   x = std::abs(x);
-  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+  if (x < 1.0) return ((kA + 2.0) * x - (kA + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * kA;
   return 0.0;
 }
 
@@ -64,8 +64,10 @@ Taps make_taps(std::int64_t in_size, std::int64_t out_size, std::int64_t out_beg
   std::vector<double> exact(taps.stride);
   for (std::int64_t i = 0; i < out_count; ++i) {
     const double center = (static_cast<double>(out_begin + i) + 0.5) * scale;
+    // Cut off towards zero, as Pillow does. NOLINTBEGIN(bugprone-incorrect-roundings)
     const auto begin = std::max<std::int64_t>(0, static_cast<std::int64_t>(center - support + 0.5));
     const auto end = std::min(in_size, static_cast<std::int64_t>(center + support + 0.5));
+    // NOLINTEND(bugprone-incorrect-roundings)
     const std::int64_t count = end - begin;
     double sum = 0.0;
     for (std::int64_t x = 0; x < count; ++x) {

@@ -97,7 +97,7 @@ def jpeg_files(picture: Image.Image) -> dict[str, bytes]:
         "progressive.jpg": encoded(picture, "JPEG", quality=85, progressive=True),
         "grey.jpg": encoded(picture.convert("L"), "JPEG", quality=85),
         "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG", quality=90),
-        "restart.jpg": encoded(picture, "JPEG", quality=75, restart_marker_rows=1),
+        "restart.jpg": encoded(picture, "JPEG", quality=75, restart_marker_blocks=1),
     }
     for orientation in range(1, 9):
         exif = Image.Exif()

@@ -4,7 +4,9 @@
 
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <string>
@@ -107,6 +109,23 @@ double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
       .item<double>();
 }
 
+/// The largest value of a kind over all runs of a test case, printed at its end.
+class Worst {
+ public:
+  explicit Worst(const char* what) : what_(what) {}
+
+  ~Worst() { std::printf("%s: %.3g\n", what_, value_); }
+
+  Worst(const Worst&) = delete;
+  Worst& operator=(const Worst&) = delete;
+
+  void note(double value) { value_ = std::isnan(value) ? value : std::max(value_, value); }
+
+ private:
+  const char* what_;
+  double value_ = 0;
+};
+
 template <typename Check>
 void for_each_run(bool half, Check check) {
   int runs = 0;
@@ -158,6 +177,7 @@ at::Tensor encode(const json& golden, const at::Tensor& pixels) {
 TEST_CASE("float32 answers equal the goldens in tokens, logits, sinks and selected rows",
           "[golden]") {
   const double bar = golden_manifest().at("logits_bar");
+  Worst worst("largest difference of a logit, of the largest logit");
   for_each_run(false, [&](const json& golden, const json& run) {
     Session session(load(golden));
     const Answer answer = session.ask(request_of(golden, run));
@@ -169,6 +189,7 @@ TEST_CASE("float32 answers equal the goldens in tokens, logits, sinks and select
     CHECK(answer.finish_reason == FinishReason::kLength);
     const double error = relative_error(answer.logits, golden_tensor(golden, run.at("logits")));
     CAPTURE(error);
+    worst.note(error);
     CHECK(error <= bar);
     if (!run.at("var").at("enabled").get<bool>()) {
       CHECK(answer.var.selected_rows ==
@@ -185,17 +206,20 @@ TEST_CASE("float32 answers equal the goldens in tokens, logits, sinks and select
 }
 
 TEST_CASE("image features equal the goldens", "[golden]") {
+  Worst worst("largest difference of an image feature, of the largest feature");
   for_each_run(false, [&](const json& golden, const json& run) {
     if (!run.contains("features") || !run.contains("pixel_values")) return;
     const at::Tensor features = encode(golden, golden_tensor(golden, run.at("pixel_values")));
     const double error =
         relative_error(features.flatten(0, 1), golden_tensor(golden, run.at("features")));
     CAPTURE(error);
+    worst.note(error);
     CHECK(error <= kFeaturesBar);
   });
 }
 
 TEST_CASE("sink scores equal the goldens", "[golden]") {
+  Worst worst("largest difference of a sink score, of the largest score");
   for_each_run(false, [&](const json& golden, const json& run) {
     if (!run.contains("phi")) return;
     const std::string pixels_of =
@@ -215,11 +239,14 @@ TEST_CASE("sink scores equal the goldens", "[golden]") {
     const Forced forced = teacher_forced(golden, run, encode(golden, pixels));
     const double error = relative_error(forced.phi, golden_tensor(golden, run.at("phi")));
     CAPTURE(error);
+    worst.note(error);
     CHECK(error <= kPhiBar);
   });
 }
 
 TEST_CASE("half types stay within twice the error of PyTorch's own", "[golden][half]") {
+  Worst worst_max("half types: largest error, over that of PyTorch");
+  Worst worst_rms("half types: root mean square error, over that of PyTorch");
   for_each_run(true, [&](const json& golden, const json& run) {
     const c10::InferenceMode inference;
     const LoadedModel& model = load(golden)->loaded();
@@ -235,6 +262,8 @@ TEST_CASE("half types stay within twice the error of PyTorch's own", "[golden][h
                  rms_error = error.pow(2).mean().sqrt().item<double>();
     const double torch_max = torch.at("max_error"), torch_rms = torch.at("rms_error");
     CAPTURE(max_error, torch_max, rms_error, torch_rms);
+    worst_max.note(max_error / torch_max);
+    worst_rms.note(rms_error / torch_rms);
     CHECK(max_error <= 2 * torch_max);
     CHECK(rms_error <= 2 * torch_rms);
   });

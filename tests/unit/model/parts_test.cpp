@@ -348,5 +348,6 @@ TEST_CASE("running out of memory becomes an error that says so", "[errors]") {
                     Contains("model.pt") && Contains("out of memory"));
   CHECK_THROWS_AS(with_resource_errors("x", []() -> int { throw InputError("other"); }),
                   InputError);
-  CHECK_THROWS_AS(with_resource_errors("x", [] { return at::empty({2}).view({3}); }), c10::Error);
+  CHECK_THROWS_AS(with_resource_errors("x", [] { return at::empty({2}).view({3}); }),
+                    Error);
 }

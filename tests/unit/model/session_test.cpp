@@ -1,10 +1,12 @@
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/argmax.h>
 #include <ATen/ops/equal.h>
 #include <c10/core/InferenceMode.h>
 
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -204,9 +206,7 @@ TEST_CASE("a follow-up continues the conversation in its caches", "[session][var
     return std::make_pair(std::move(first), session.follow_up(second));
   };
   const auto [first, second] = follow(true);
-  // The last token of the answer had not passed through the decoder: it leads the new prompt.
-  CHECK(second.prompt_tokens.front() == first.tokens.back());
-  CHECK(second.prompt_tokens[1] != 1);
+  CHECK(second.prompt_tokens.front() != 1);  // the conversation has its BOS
   CHECK(second.visual_spans == first.visual_spans);
   CHECK(second.var.visual_sinks == first.var.visual_sinks);
   CHECK(!at::equal(second.logits, follow(false).second.logits));
@@ -216,7 +216,7 @@ TEST_CASE("a follow-up continues the conversation in its caches", "[session][var
   const LoadedModel& model = mha()->loaded();
   Sequence whole;
   whole.ids = first.prompt_tokens;
-  whole.ids.insert(whole.ids.end(), first.tokens.begin(), first.tokens.end() - 1);
+  whole.ids.insert(whole.ids.end(), first.tokens.begin(), first.tokens.end());
   whole.ids.insert(whole.ids.end(), second.prompt_tokens.begin(), second.prompt_tokens.end());
   whole.visual_spans = first.visual_spans;
   const at::Tensor pixels =
@@ -229,6 +229,47 @@ TEST_CASE("a follow-up continues the conversation in its caches", "[session][var
       ((logits - second.logits[0]).abs().max() / logits.abs().max()).item<double>();
   CAPTURE(error);
   CHECK(error <= 1e-5);
+}
+
+TEST_CASE("the token that ended an answer by length is a generated one in the follow-up",
+          "[session][var]") {
+  // Every token would be a sink at tau = 0; generated_sinks = false keeps the generated ones out.
+  Request request = cat_question(4);
+  request.var.tau = 0.0f;
+  request.var.generated_sinks = false;
+  Request second = request;
+  second.images.clear();
+  second.question = "And the blue one?";
+  Session session(mha());
+  const Answer first = session.ask(request);
+  const std::int64_t answered = session.length();
+  CHECK(answered == static_cast<std::int64_t>(first.prompt_tokens.size()) + 3);
+  const Answer follow = session.follow_up(second);
+  CHECK(session.length() ==
+        answered + 1 + static_cast<std::int64_t>(follow.prompt_tokens.size()) + 3);
+
+  // The same by hand: the fourth token as a decode step.
+  const c10::InferenceMode inference;
+  const LoadedModel& model = mha()->loaded();
+  VarParams var = request.var;
+  var.first_layer = 2;
+  Sequence prompt;
+  prompt.ids = first.prompt_tokens;
+  prompt.visual_spans = first.visual_spans;
+  const at::Tensor pixels =
+      preprocess_image(read_image(golden_folder() / "images/landscape.png"), model.config.image)
+          .unsqueeze(0);
+  Conversation conversation(model.decoder, 0);
+  conversation.prefill(prompt, model.encode_images(pixels), var, 4);
+  for (const std::int64_t token : first.tokens) conversation.step(token, var);
+  Sequence more;
+  more.ids = follow.prompt_tokens;
+  const at::Tensor logits = conversation.prefill(more, at::Tensor(), var, 1);
+  CHECK(logits.argmax().item<std::int64_t>() == follow.tokens.front());
+  CHECK_THROWS_AS(
+      session.follow_up(second, [](std::string_view) -> bool { throw std::runtime_error("stop"); }),
+      std::runtime_error);
+  CHECK(session.length() == 0);  // half a turn is no conversation
 }
 
 TEST_CASE("pixels in memory answer as the file they were read from", "[session]") {
@@ -267,6 +308,8 @@ TEST_CASE("a request that can't be answered is refused in one line", "[session]"
   CHECK_THAT(message([](Request& r) { r.prompt_style = "gpt"; }), Contains("gpt"));
   CHECK_THAT(message([](Request& r) { r.var.tau = NAN; }), Contains("tau"));
   CHECK_THAT(message([](Request& r) { r.var.p = 2.0f; }), Contains("p must"));
+  CHECK_THAT(message([](Request& r) { r.var.first_layer = 5; }),
+             Contains("first_layer") && Contains("5 layers"));
   CHECK_THAT(message([](Request& r) { r.generation.max_new_tokens = 0; }),
              Contains("max_new_tokens"));
   CHECK_THROWS_AS(Session(nullptr), ConfigError);
