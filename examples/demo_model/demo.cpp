@@ -49,7 +49,8 @@ std::set<std::int64_t> visual_sink_tokens(const libvar::Answer& answer) {
   std::set<std::int64_t> tokens;
   const auto [begin, end] = answer.visual_spans.at(0);
   const auto last_layer = static_cast<std::int64_t>(answer.var.visual_sinks.size()) - 1;
-  for (std::int64_t layer = answer.var.params.first_layer.value(); layer < last_layer; ++layer) {
+  for (std::int64_t layer = answer.var.params.first_layer.value_or(0); layer < last_layer;
+       ++layer) {
     for (const std::int64_t position : answer.var.visual_sinks[layer])
       tokens.insert(position - begin);
   }

@@ -1,5 +1,7 @@
 #include "device.h"
 
+#include <ATen/core/ivalue.h>
+#include <ATen/cpu/Utils.h>
 #include <c10/util/StringUtil.h>
 
 #include <charconv>
@@ -90,7 +92,12 @@ at::Device parse_device(const std::string& text) {
 }
 
 bool cpu_has_bfloat16_products() {
-  return __builtin_cpu_supports("avx512bf16") || __builtin_cpu_supports("amx-bf16");
+  const auto capabilities = at::cpu::get_cpu_capabilities();
+  const auto has = [&](const char* name) {
+    const auto found = capabilities.find(name);
+    return found != capabilities.end() && found->second.toBool();
+  };
+  return has("avx512_bf16") || has("amx_bf16");
 }
 
 std::int64_t available_host_bytes() {

@@ -9,16 +9,19 @@
 
 #include <cstring>
 
+// NOLINTBEGIN(readability-identifier-naming): the names are of the two libraries.
 extern bool FLAGS_caffe2_use_fatal_for_enforce;  // c10/util/Logging.cpp, default false
 
 // Unmangled, because it is a variable of the global namespace.
 alignas(16) extern unsigned char FLAGS_minloglevel[64];
 alignas(16) unsigned char FLAGS_minloglevel[64] = {};
 
+// NOLINTEND(readability-identifier-naming)
+
 namespace {
 
 // Runs after the initialisers of sentencepiece, on which this library depends.
-const bool kRestored = [] {
+[[maybe_unused]] const bool restored = [] {
   std::memset(FLAGS_minloglevel, 0, sizeof(int));
   // Where a program loads libc10 before this library, libc10's storage has won and was damaged.
   FLAGS_caffe2_use_fatal_for_enforce = false;

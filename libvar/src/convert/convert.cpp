@@ -191,8 +191,8 @@ void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
   std::vector<TensorSource> sources;
   for (const auto& [name, tensor] : tensors) {
     tensor.file->dtype(tensor.name);  // an error before anything is written
-    sources.push_back(
-        {name, tensor.entry().shape, dtype, [&tensor, dtype] { return read_as(tensor, dtype); }});
+    sources.push_back({name, tensor.entry().shape, dtype,
+                       [&tensor = tensor, dtype] { return read_as(tensor, dtype); }});
   }
   write_archive(out, sources, files, options.on_progress);
 }
