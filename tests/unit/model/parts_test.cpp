@@ -348,6 +348,5 @@ TEST_CASE("running out of memory becomes an error that says so", "[errors]") {
                     Contains("model.pt") && Contains("out of memory"));
   CHECK_THROWS_AS(with_resource_errors("x", []() -> int { throw InputError("other"); }),
                   InputError);
-  CHECK_THROWS_AS(with_resource_errors("x", [] { return at::empty({2}).view({3}); }),
-                    Error);
+  CHECK_THROWS_AS(with_resource_errors("x", [] { return at::empty({2}).view({3}); }), Error);
 }
