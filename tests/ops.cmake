@@ -8,8 +8,19 @@ libvar_add_test(NAME ops LABELS cpu sanitize
     unit/ops/errors_test.cpp
     unit/ops/norms_test.cpp
     unit/ops/redistribute_test.cpp
+    unit/ops/vector_test.cpp
   LINK libvar::ops)
+libvar_add_cpu_builds(test_ops unit/ops/vector_probe.cpp)
 target_precompile_headers(test_ops PRIVATE <ATen/ATen.h>)
+
+# A sanitizer's own symbols are shared, and code for testing only.
+if(NOT LIBVAR_SANITIZE)
+  get_property(cpu_build_objects GLOBAL PROPERTY LIBVAR_CPU_BUILD_OBJECTS)
+  file(GENERATE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/cpu_build_objects.txt" CONTENT "$<JOIN:${cpu_build_objects},\n>\n")
+  add_test(NAME ops_cpu_symbols COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DOBJECTS=${CMAKE_CURRENT_BINARY_DIR}/cpu_build_objects.txt
+    -P "${CMAKE_CURRENT_SOURCE_DIR}/tools/check_cpu_symbols.cmake")
+  set_tests_properties(ops_cpu_symbols PROPERTIES LABELS cpu)
+endif()
 
 # The ops in Python. LIBVAR_PYTHON: an interpreter whose torch is the LibTorch of this build.
 set(no_torch 1)
