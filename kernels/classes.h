@@ -11,7 +11,8 @@
 #if defined(__CUDACC__)
 #define LIBVAR_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define LIBVAR_HOST_DEVICE inline
+// Always inlined, so that no copy for one instruction set can be linked where another is expected.
+#define LIBVAR_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace libvar {

@@ -3,6 +3,7 @@ libvar_add_test(NAME ops LABELS cpu sanitize
   SOURCES
     unit/ops/attention_invariance_test.cpp
     unit/ops/attention_test.cpp
+    unit/ops/chosen_build.cpp
     unit/ops/classes_test.cpp
     unit/ops/dispatch_test.cpp
     unit/ops/errors_test.cpp
@@ -12,6 +13,12 @@ libvar_add_test(NAME ops LABELS cpu sanitize
   LINK libvar::ops)
 libvar_add_cpu_builds(test_ops unit/ops/vector_probe.cpp)
 target_precompile_headers(test_ops PRIVATE <ATen/ATen.h>)
+# The same tests in the builds that this processor would not choose.
+foreach(build portable avx2 avx512)
+  add_test(NAME ops_${build} COMMAND test_ops)
+  set_tests_properties(ops_${build} PROPERTIES LABELS "cpu;sanitize" TIMEOUT 600 SKIP_REGULAR_EXPRESSION "SKIPPED"
+    ENVIRONMENT "OMP_WAIT_POLICY=PASSIVE;LIBVAR_TEST_CPU_BUILD=${build}")
+endforeach()
 
 # A sanitizer's own symbols are shared, and code for testing only.
 if(NOT LIBVAR_SANITIZE)

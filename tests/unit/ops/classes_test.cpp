@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "catch.h"
-#include "cpu/exp.h"
 
 namespace libvar {
 namespace {
@@ -99,23 +98,6 @@ TEST_CASE("ratio_epsilon adds to the visual mass once per visual key", "[classes
   CHECK(class_weights(mass, rule, 30.0f, true).selected);
   rule.rho = 0.67f;
   CHECK_FALSE(class_weights(mass, rule, 30.0f, true).selected);
-}
-
-TEST_CASE("the kernels' exponential is within two units in the last place", "[classes]") {
-  CHECK(cpu::exp_of_non_positive(0.0f) == 1.0f);
-  CHECK(cpu::exp_of_non_positive(-kInfinity) == 0.0f);
-  CHECK(cpu::exp_of_non_positive(-1e30f) == 0.0f);
-  CHECK(std::isnan(cpu::exp_of_non_positive(kNan)));
-  double largest = 0.0;
-  for (float x = -1e-8f; x > -87.0f; x = x * 1.0003f - 1e-9f) {
-    const double exact = std::exp(static_cast<double>(x));
-    const double unit = static_cast<double>(std::nextafterf(static_cast<float>(exact), 2.0f)) -
-                        static_cast<double>(static_cast<float>(exact));
-    const double error = std::fabs(cpu::exp_of_non_positive(x) - exact) / unit;
-    if (!(error <= largest)) largest = error;
-  }
-  INFO("largest error: " << largest << " units");
-  CHECK(largest <= 2.0);
 }
 
 }  // namespace

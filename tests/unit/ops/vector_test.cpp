@@ -135,13 +135,13 @@ TEST_CASE("many sums at once have the bits of one at a time", "[vector]") {
 }
 
 TEST_CASE("a test can choose a lower capability and no higher one", "[vector]") {
-  const cpu::Capability detected = cpu::detected_capability();
-  CHECK(cpu::capability() == detected);
+  const cpu::Capability before = cpu::capability();
   cpu::set_capability_for_testing(cpu::Capability::kPortable);
   CHECK(cpu::capability() == cpu::Capability::kPortable);
   CHECK(LIBVAR_CPU_BUILDS(probe_lanes).chosen()() == 4);
   cpu::set_capability_for_testing(cpu::Capability::kAvx512Bf16);
-  CHECK(cpu::capability() == detected);
+  CHECK(cpu::capability() == cpu::detected_capability());
+  cpu::set_capability_for_testing(before);
 }
 
 }  // namespace

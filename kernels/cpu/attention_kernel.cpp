@@ -1,0 +1,443 @@
+#include "cpu/attention_kernel.h"
+
+#include "classes.h"
+#include "cpu/attention_arithmetic.h"
+#include "cpu/vector.h"
+
+namespace libvar::cpu::LIBVAR_CPU_NAMESPACE {
+namespace {
+
+constexpr int kVectorsPerBlock = static_cast<int>(kKeyBlock) / kLanes;
+
+LIBVAR_INLINE std::int64_t least(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
+}
+
+LIBVAR_INLINE std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// One tile while it is computed. Everything a thread writes lies in its scratch memory.
+template <typename A>
+struct Tile {
+  using Element = typename A::Element;
+  using Factor = typename A::Factor;
+
+  const AttentionCall& call;
+  const KeyClasses& keys;
+  const Element* key;    // of the head
+  const Element* value;  // of the head
+  std::int64_t sequence, kv_head, first_row, num_rows, group, padded_dim;
+  float* scores;   // [num_rows][score_stride]: scores, then probabilities, then A's factors
+  float* queries;  // [num_rows][padded_dim], as A::Factor
+  float* sums;     // [num_rows][padded_dim]
+  float* partial;  // [num_rows][padded_dim]: sums of the current chunk
+  float* totals;   // [num_rows]
+
+  Tile(const AttentionCall& c, std::int64_t sequence_index, std::int64_t head, std::int64_t first,
+       std::int64_t end, float* scratch)
+      : call(c),
+        keys(c.sequences[sequence_index]),
+        key(static_cast<const Element*>(c.key) + sequence_index * c.key_stride[0] +
+            head * c.key_stride[1]),
+        value(static_cast<const Element*>(c.value) + sequence_index * c.value_stride[0] +
+              head * c.value_stride[1]),
+        sequence(sequence_index),
+        kv_head(head),
+        first_row(first),
+        num_rows(end - first),
+        group(c.num_heads / c.num_kv_heads),
+        padded_dim(round_up(c.head_dim, A::kDimStep)),
+        scores(scratch),
+        queries(scores + num_rows * c.score_stride),
+        sums(queries + num_rows * padded_dim),
+        partial(sums + num_rows * padded_dim),
+        totals(partial + num_rows * padded_dim) {}
+
+  std::int64_t query_row(std::int64_t row) const { return (first_row + row) / group; }
+
+  std::int64_t head(std::int64_t row) const { return kv_head * group + (first_row + row) % group; }
+
+  /// Keys that a row of the tile sees; it never falls from one row to the next.
+  std::int64_t num_seen(std::int64_t row) const {
+    const std::int64_t seen = keys.length - call.num_rows + query_row(row) + 1;
+    return seen > 0 ? seen : 0;
+  }
+
+  float* scores_of(std::int64_t row) const { return scores + row * call.score_stride; }
+
+  Factor* query_of(std::int64_t row) const {
+    return reinterpret_cast<Factor*>(queries + row * padded_dim);
+  }
+
+  Factor* factors_of(std::int64_t row) const { return reinterpret_cast<Factor*>(scores_of(row)); }
+};
+
+template <typename A>
+void load_queries(const Tile<A>& tile) {
+  const AttentionCall& c = tile.call;
+  const auto* query = static_cast<const typename A::Element*>(c.query);
+  for (std::int64_t row = 0; row < tile.num_rows; ++row) {
+    const auto* source = query + tile.sequence * c.query_stride[0] +
+                         tile.head(row) * c.query_stride[1] +
+                         tile.query_row(row) * c.query_stride[2];
+    A::copy_query(tile.query_of(row), source, c.head_dim);
+  }
+}
+
+// ---- Scores
+
+// Scores of `rows` rows and kLanes / rows keys from first_key on. Keys at or past `num_keys` are
+// read as the last one before; nobody uses their scores.
+template <typename A, int rows>
+void score_block(const Tile<A>& tile, std::int64_t row, std::int64_t first_key,
+                 std::int64_t num_keys) {
+  using Element = typename A::Element;
+  constexpr int kKeys = kLanes / rows;
+  const std::int64_t stride = tile.call.key_stride[2];
+  const Element* keys[kKeys];
+#pragma GCC unroll 16
+  for (int k = 0; k < kKeys; ++k) keys[k] = tile.key + least(first_key + k, num_keys - 1) * stride;
+  const typename A::Factor* queries[rows];
+#pragma GCC unroll 2
+  for (int r = 0; r < rows; ++r) queries[r] = tile.query_of(row + r);
+
+  Floats dots[kLanes] = {};
+  const std::int64_t dim = tile.call.head_dim;
+  std::int64_t d = 0;
+  for (; d + A::kDimStep <= dim; d += A::kDimStep) {
+    typename A::Vector q[rows];
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; ++r) q[r] = A::load_vector(queries[r] + d);
+#pragma GCC unroll 16
+    for (int k = 0; k < kKeys; ++k) {
+      const typename A::Vector x = A::load_vector(keys[k] + d);
+#pragma GCC unroll 2
+      for (int r = 0; r < rows; ++r) dots[r * kKeys + k] = A::dot(q[r], x, dots[r * kKeys + k]);
+    }
+  }
+  if (d < dim) {
+    for (int k = 0; k < kKeys; ++k) {
+      const typename A::Vector x = A::load_vector_partial(keys[k] + d, dim - d);
+      for (int r = 0; r < rows; ++r) {
+        dots[r * kKeys + k] = A::dot(A::load_vector(queries[r] + d), x, dots[r * kKeys + k]);
+      }
+    }
+  }
+  const Floats scores = sums_of(dots) * tile.call.scale;
+#pragma GCC unroll 2
+  for (int r = 0; r < rows; ++r) {
+    __builtin_memcpy(tile.scores_of(row + r) + first_key,
+                     reinterpret_cast<const float*>(&scores) + r * kKeys, kKeys * sizeof(float));
+  }
+}
+
+template <typename A>
+void score_keys(const Tile<A>& tile) {
+  const std::int64_t num_keys = tile.num_seen(tile.num_rows - 1);
+  constexpr int kPairKeys = kLanes / 2;
+  if (tile.num_rows == 1) {
+    for (std::int64_t k = 0; k < num_keys; k += kLanes) score_block<A, 1>(tile, 0, k, num_keys);
+    return;
+  }
+  for (std::int64_t block = 0; block < num_keys; block += kLanes) {
+    std::int64_t row = 0;
+    for (; row + 2 <= tile.num_rows; row += 2) {
+      if (tile.num_seen(row + 1) <= block) continue;
+      score_block<A, 2>(tile, row, block, num_keys);
+      score_block<A, 2>(tile, row, block + kPairKeys, num_keys);
+    }
+    if (row < tile.num_rows) score_block<A, 1>(tile, row, block, num_keys);
+  }
+}
+
+// ---- Softmax, classes and weights of one row
+
+LIBVAR_INLINE Ints classes_at(const KeyClasses& keys, std::int64_t position) {
+  using Bytes = std::uint8_t __attribute__((vector_size(kLanes)));
+  Bytes bytes;
+  __builtin_memcpy(&bytes, keys.classes + position, sizeof(bytes));
+  return __builtin_convertvector(bytes, Ints);
+}
+
+LIBVAR_INLINE float largest_score(const float* scores, std::int64_t num_blocks) {
+  Floats largest = broadcast(-kInfinity);
+  for (std::int64_t j = 0; j < num_blocks * kKeyBlock; j += kLanes) {
+    largest = larger(load(scores + j), largest);
+  }
+  return largest_of(largest);
+}
+
+// Scores become exp(score - largest); mass[c] becomes the sum of those of class c.
+LIBVAR_INLINE void exponentiate(float* scores, float largest, const KeyClasses& keys,
+                                std::int64_t num_blocks, float mass[kNumTokenClasses]) {
+  Floats sums[kNumTokenClasses] = {};
+  for (std::int64_t i = 0; i < keys.num_runs; ++i) {
+    const KeyRun& run = keys.runs[i];
+    if (run.first_block >= num_blocks) break;
+    const std::int64_t end = least(run.end_block, num_blocks) * kKeyBlock;
+    if (run.key_class != KeyRun::kMixed) {
+      Floats sum = sums[run.key_class];
+      for (std::int64_t j = run.first_block * kKeyBlock; j < end; j += kLanes) {
+        const Floats x = exp_of_non_positive(load(scores + j) - largest);
+        store(scores + j, x);
+        sum += x;
+      }
+      sums[run.key_class] = sum;
+      continue;
+    }
+    for (std::int64_t j = run.first_block * kKeyBlock; j < end; j += kLanes) {
+      const Floats x = exp_of_non_positive(load(scores + j) - largest);
+      store(scores + j, x);
+      const Ints classes = classes_at(keys, j);
+#pragma GCC unroll 4
+      for (int c = 0; c < kNumTokenClasses; ++c) sums[c] += keep(classes == c, x);
+    }
+  }
+  for (int c = 0; c < kNumTokenClasses; ++c) mass[c] = sum_of(sums[c]);
+}
+
+// Multiplies every probability by the weight of its class.
+void apply_weights(float* probabilities, const KeyClasses& keys, std::int64_t num_blocks,
+                   const float weight[kNumTokenClasses]) {
+  for (std::int64_t i = 0; i < keys.num_runs; ++i) {
+    const KeyRun& run = keys.runs[i];
+    if (run.first_block >= num_blocks) break;
+    const std::int64_t end = least(run.end_block, num_blocks) * kKeyBlock;
+    if (run.key_class != KeyRun::kMixed && weight[run.key_class] == 1.0f) continue;
+    for (std::int64_t j = run.first_block * kKeyBlock; j < end; j += kLanes) {
+      Floats factor;
+      if (run.key_class != KeyRun::kMixed) {
+        factor = broadcast(weight[run.key_class]);
+      } else {
+        const Ints classes = classes_at(keys, j);
+        factor = broadcast(weight[0]);
+        for (int c = 1; c < kNumTokenClasses; ++c) {
+          factor = select(classes == c, broadcast(weight[c]), factor);
+        }
+      }
+      store(probabilities + j, load(probabilities + j) * factor);
+    }
+  }
+}
+
+template <typename A>
+bool row_is_eligible(const Tile<A>& tile, std::int64_t row) {
+  const std::int64_t position = tile.num_seen(row) - 1;
+  if (tile.keys.first_visual_sink > position) return false;
+  const AttentionCall& c = tile.call;
+  if (c.row_mask != nullptr) {
+    return c.row_mask[tile.sequence * c.row_mask_stride[0] +
+                      tile.query_row(row) * c.row_mask_stride[1]];
+  }
+  return tile.keys.classes[position] >= static_cast<int>(TokenClass::kTextSink);
+}
+
+float count_visual(const KeyClasses& keys, std::int64_t num_keys) {
+  std::int32_t count = 0;
+  for (std::int64_t j = 0; j < num_keys; ++j) {
+    count += keys.classes[j] < static_cast<int>(TokenClass::kTextSink) ? 1 : 0;
+  }
+  return static_cast<float>(count);
+}
+
+// From the masses of a row: its total, its class weights if any differs from 1, and what the
+// caller wants to know of them.
+template <typename A>
+LIBVAR_INLINE void redistribute_row(const Tile<A>& tile, std::int64_t row,
+                                    const float mass[kNumTokenClasses], std::int64_t num_blocks) {
+  const AttentionCall& c = tile.call;
+  const float total = ((mass[0] + mass[1]) + mass[2]) + mass[3];
+  tile.totals[row] = total;
+  if (!c.with_classes) return;
+  ClassWeights weights{{1.0f, 1.0f, 1.0f, 1.0f}, false};
+  float share[kNumTokenClasses] = {};
+  if (total != 0.0f) {
+    for (int i = 0; i < kNumTokenClasses; ++i) share[i] = mass[i] / total;
+    const RedistributionRule& rule = tile.keys.rule;
+    const float num_visual =
+        rule.ratio_epsilon > 0.0f ? count_visual(tile.keys, tile.num_seen(row)) : 0.0f;
+    weights = class_weights(share, rule, num_visual, row_is_eligible(tile, row));
+    if (weights.selected) apply_weights(tile.scores_of(row), tile.keys, num_blocks, weights.weight);
+  }
+  const std::int64_t index =
+      (tile.sequence * c.num_heads + tile.head(row)) * c.num_rows + tile.query_row(row);
+  if (c.selected != nullptr) c.selected[index] = weights.selected;
+  if (c.class_mass != nullptr) {
+    for (int i = 0; i < kNumTokenClasses; ++i) {
+      c.class_mass[index * kNumTokenClasses + i] = share[i];
+    }
+  }
+}
+
+// Scores of a row -> factors of its values.
+template <typename A>
+void weigh_row(const Tile<A>& tile, std::int64_t row) {
+  const std::int64_t num_seen = tile.num_seen(row);
+  const std::int64_t num_blocks = (num_seen + kKeyBlock - 1) / kKeyBlock;
+  float* scores = tile.scores_of(row);
+  for (std::int64_t j = num_seen; j < num_blocks * kKeyBlock; ++j) scores[j] = -kInfinity;
+  const float largest = largest_score(scores, num_blocks);
+  // While nothing but -inf was seen, any finite base gives the zeros that are due, where -inf would
+  // give NaN.
+  const float base = largest == -kInfinity ? 0.0f : largest;
+  float mass[kNumTokenClasses];
+  exponentiate(scores, base, tile.keys, num_blocks, mass);
+  redistribute_row(tile, row, mass, num_blocks);
+  A::make_factors(scores, num_blocks * kKeyBlock);
+}
+
+// ---- Values
+
+// sums[r][...] += factors * values over the keys [begin, end), for `rows` rows and `units` units of
+// A::kDimStep dimensions from `d` on; the last one has only `count` dimensions where partial_unit.
+// begin is a multiple of A::kKeysAtOnce.
+template <typename A, int rows, int units, bool partial_unit>
+void add_values(const Tile<A>& tile, std::int64_t row, std::int64_t begin, std::int64_t end,
+                float* sums, bool fresh, std::int64_t d, std::int64_t count) {
+  using Element = typename A::Element;
+  const std::int64_t stride = tile.call.value_stride[2];
+  const Element* value = tile.value + begin * stride + d;
+  const typename A::Factor* factors = tile.factors_of(row);
+  const std::int64_t factor_stride = tile.factors_of(1) - tile.factors_of(0);
+  float* const target = sums + row * tile.padded_dim + d;
+
+  typename A::Sums s[rows][units];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int u = 0; u < units; ++u) {
+      s[r][u] =
+          fresh ? typename A::Sums{} : A::load_sums(target + r * tile.padded_dim + u * A::kDimStep);
+    }
+  }
+  const auto add_keys = [&](const Element* first, const Element* second, std::int64_t j) {
+    typename A::KeyFactors f[rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) f[r] = A::load_factors(factors + r * factor_stride + j);
+#pragma GCC unroll 8
+    for (int u = 0; u < units; ++u) {
+      const auto v = partial_unit
+                         ? A::load_values_partial(first, second, count)
+                         : A::load_values(first + u * A::kDimStep, second + u * A::kDimStep);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) A::add(s[r][u], f[r], v);
+    }
+  };
+  std::int64_t j = begin;
+  for (; j + A::kKeysAtOnce <= end; j += A::kKeysAtOnce) {
+    add_keys(value, value + stride, j);
+    value += A::kKeysAtOnce * stride;
+  }
+  // A last key without a partner: its partner's factor is 0, but its value may be anything.
+  if (j < end) add_keys(value, A::zeros(), j);
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int u = 0; u < units; ++u) {
+      A::store_sums(target + r * tile.padded_dim + u * A::kDimStep, s[r][u]);
+    }
+  }
+}
+
+template <typename A, int rows>
+void add_values_of_rows(const Tile<A>& tile, std::int64_t row, std::int64_t begin, std::int64_t end,
+                        float* sums, bool fresh) {
+  constexpr int kUnits = A::template units_at_once<rows>();
+  constexpr std::int64_t kWide = kUnits * A::kDimStep;
+  const std::int64_t dim = tile.call.head_dim;
+  std::int64_t d = 0;
+  for (; d + kWide <= dim; d += kWide) {
+    add_values<A, rows, kUnits, false>(tile, row, begin, end, sums, fresh, d, 0);
+  }
+  for (; d + A::kDimStep <= dim; d += A::kDimStep) {
+    add_values<A, rows, 1, false>(tile, row, begin, end, sums, fresh, d, 0);
+  }
+  if (d < dim) add_values<A, rows, 1, true>(tile, row, begin, end, sums, fresh, d, dim - d);
+}
+
+// The chunk [begin, end) of the keys for `rows` rows: together as far as all of them see, then one
+// by one.
+template <typename A, int rows>
+void add_chunk(const Tile<A>& tile, std::int64_t row, std::int64_t begin, std::int64_t end,
+               float* sums) {
+  const std::int64_t common = least(end, tile.num_seen(row) / A::kKeysAtOnce * A::kKeysAtOnce);
+  const bool together = common > begin;
+  if (together) add_values_of_rows<A, rows>(tile, row, begin, common, sums, true);
+  const std::int64_t next = together ? common : begin;
+  for (int r = 0; r < rows; ++r) {
+    const std::int64_t own_end = least(end, tile.num_seen(row + r));
+    if (own_end > next) add_values_of_rows<A, 1>(tile, row + r, next, own_end, sums, !together);
+  }
+}
+
+template <typename A>
+void add_all_values(const Tile<A>& tile) {
+  const std::int64_t num_keys = tile.num_seen(tile.num_rows - 1);
+  for (std::int64_t begin = 0; begin < num_keys; begin += kKeyChunk) {
+    const std::int64_t end = least(begin + kKeyChunk, num_keys);
+    float* target = begin == 0 ? tile.sums : tile.partial;
+    std::int64_t row = 0;
+    for (; row + 4 <= tile.num_rows; row += 4) add_chunk<A, 4>(tile, row, begin, end, target);
+    if (row + 2 <= tile.num_rows) {
+      add_chunk<A, 2>(tile, row, begin, end, target);
+      row += 2;
+    }
+    if (row < tile.num_rows) add_chunk<A, 1>(tile, row, begin, end, target);
+    if (begin == 0) continue;
+    for (row = 0; row < tile.num_rows; ++row) {
+      if (tile.num_seen(row) <= begin) continue;
+      float* sums = tile.sums + row * tile.padded_dim;
+      const float* partial = tile.partial + row * tile.padded_dim;
+      for (std::int64_t d = 0; d < tile.padded_dim; d += kLanes) {
+        store(sums + d, load(sums + d) + load(partial + d));
+      }
+    }
+  }
+}
+
+template <typename A>
+void write_row(const Tile<A>& tile, std::int64_t row) {
+  const AttentionCall& c = tile.call;
+  const std::int64_t index =
+      (tile.sequence * c.num_heads + tile.head(row)) * c.num_rows + tile.query_row(row);
+  auto* out = static_cast<typename A::Element*>(c.out) + index * c.head_dim;
+  float* sums = tile.sums + row * tile.padded_dim;
+  const float total = tile.totals[row];
+  const bool empty = total == 0.0f;  // no key, or no score above -inf
+  if (!empty) A::order_sums(sums, tile.padded_dim);
+  std::int64_t d = 0;
+  for (; d + kLanes <= c.head_dim; d += kLanes) {
+    store(out + d, empty ? Floats{} : load(sums + d) / total);
+  }
+  if (d < c.head_dim) {
+    store_partial(out + d, empty ? Floats{} : load(sums + d) / total, c.head_dim - d);
+  }
+}
+
+template <typename A>
+void attend(const AttentionCall& call, std::int64_t sequence, std::int64_t kv_head,
+            std::int64_t first_row, std::int64_t end_row, float* scratch) {
+  const Tile<A> tile(call, sequence, kv_head, first_row, end_row, scratch);
+  load_queries(tile);
+  score_keys(tile);
+  for (std::int64_t row = 0; row < tile.num_rows; ++row) weigh_row(tile, row);
+  add_all_values(tile);
+  for (std::int64_t row = 0; row < tile.num_rows; ++row) write_row(tile, row);
+}
+
+}  // namespace
+
+void attend_tile(const AttentionCall& call, std::int64_t sequence, std::int64_t kv_head,
+                 std::int64_t first_row, std::int64_t end_row, float* scratch) {
+  switch (call.type) {
+    case ElementType::kFloat:
+      return attend<FloatArithmetic<float>>(call, sequence, kv_head, first_row, end_row, scratch);
+    case ElementType::kHalf:
+      return attend<FloatArithmetic<Half>>(call, sequence, kv_head, first_row, end_row, scratch);
+    case ElementType::kBfloat16:
+      return attend<Bfloat16Arithmetic>(call, sequence, kv_head, first_row, end_row, scratch);
+  }
+}
+
+}  // namespace libvar::cpu::LIBVAR_CPU_NAMESPACE

@@ -1,0 +1,71 @@
+#pragma once
+
+// attention on the CPU, without torch: what the entry file (attention.cpp) hands to the builds of
+// attention_kernel.cpp.
+
+#include <cstdint>
+
+#include "cpu/capability.h"
+#include "cpu/elements.h"
+#include "libvar/redistribution_rule.h"
+
+namespace libvar::cpu {
+
+/// Keys that are classified, summed and weighted together.
+inline constexpr std::int64_t kKeyBlock = 16;
+
+/// Keys whose weighted values are added up in registers before they join the row's sum. Borders
+/// are multiples of it in the sequence. Keeps the rounding error small over many keys.
+inline constexpr std::int64_t kKeyChunk = 256;
+
+/// Blocks of keys of one class, or of several.
+struct KeyRun {
+  static constexpr std::int32_t kMixed = -1;
+  std::int32_t first_block;
+  std::int32_t end_block;
+  std::int32_t key_class;  ///< index of the TokenClass, or kMixed
+};
+
+/// What the rows of one sequence need to know about its keys.
+struct KeyClasses {
+  std::int64_t length;
+  RedistributionRule rule;
+  const std::uint8_t* classes;  ///< [length], up to a whole block any class
+  const KeyRun* runs;           ///< cover the blocks of [0, length) in order
+  std::int64_t num_runs;
+  std::int64_t first_visual_sink;  ///< position, or past every position
+};
+
+/// One call. Strides in elements: sequence, head, row or key.
+struct AttentionCall {
+  ElementType type;
+  const void* query;
+  const void* key;
+  const void* value;
+  void* out;             ///< contiguous
+  const bool* row_mask;  ///< null: rows whose own position is not visual
+  bool* selected;        ///< null: not wanted
+  float* class_mass;     ///< null: not wanted
+  std::int64_t query_stride[3], key_stride[3], value_stride[3], row_mask_stride[2];
+  std::int64_t num_heads, num_kv_heads, num_rows, head_dim;
+  float scale;
+  bool with_classes;  ///< false: plain attention, for comparison; the runs are then one
+  const KeyClasses* sequences;
+  /// The rows of the query heads that share a key head lie side by side: packed row r is query row
+  /// r / group of head r % group. A tile is at most this many of them.
+  std::int64_t tile_rows;
+  std::int64_t score_stride;  ///< floats between the scores of two rows of a tile
+};
+
+/// Floats of scratch memory for one tile, aligned to 64 bytes.
+inline std::int64_t attention_scratch_size(std::int64_t tile_rows, std::int64_t score_stride,
+                                           std::int64_t padded_dim) {
+  return tile_rows * (score_stride + 3 * padded_dim + 1) + 64;
+}
+
+}  // namespace libvar::cpu
+
+/// Computes the packed rows [first_row, end_row) of one sequence and key head.
+LIBVAR_DECLARE_CPU_BUILDS(void attend_tile(const AttentionCall& call, std::int64_t sequence,
+                                           std::int64_t kv_head, std::int64_t first_row,
+                                           std::int64_t end_row, float* scratch))
