@@ -16,4 +16,12 @@ struct Bfloat16 {
 
 enum class ElementType : std::uint8_t { kFloat, kHalf, kBfloat16 };
 
+/// Elements that group.h handles together.
+inline constexpr int kGroup = 32;
+
+/// The lane of a group that holds its element i.
+constexpr int group_lane(ElementType type, int i) {
+  return type == ElementType::kBfloat16 ? i / 2 + i % 2 * (kGroup / 2) : i;
+}
+
 }  // namespace libvar::cpu

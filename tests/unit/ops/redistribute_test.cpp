@@ -1,6 +1,10 @@
 // redistribute and redistribute_ against numbers worked out by hand, the double-precision oracle
-// and their properties.
+// and their properties. The builds of the kernel give the same bits, so most tests run one of them.
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "unit/ops/builds.h"
 #include "unit/ops/support.h"
 
 namespace libvar::test {
@@ -72,12 +76,13 @@ TEST_CASE("redistribute equals the oracle at every size and dtype", "[redistribu
         const double sum_bound = type == at::kFloat ? 1e-5 : 2 * unit(type);
         CHECK(at::sub(actual.to(at::kDouble).sum(-1), 1.0).abs().max().item<double>() <= sum_bound);
 
-        const at::Tensor in_place = probs.clone();
-        at::Tensor target =
-            strided ? at::empty_strided(probs.sizes(), probs.strides(), probs.options()) : in_place;
-        if (strided) target.copy_(probs);
-        redistribute_(target, sink_scores, visual_mask, row_mask);
-        CHECK(same_bits(target, actual));
+        with_each_build([&] {
+          CHECK(same_bits(redistribute(probs, sink_scores, visual_mask, row_mask), actual));
+          at::Tensor target = at::empty_strided(probs.sizes(), probs.strides(), probs.options());
+          target.copy_(probs);
+          redistribute_(target, sink_scores, visual_mask, row_mask);
+          CHECK(same_bits(target, actual));
+        });
       }
     }
   }
@@ -167,6 +172,29 @@ TEST_CASE("redistribute_ writes selected rows only", "[redistribute]") {
   }
 }
 
+TEST_CASE("redistribute_ does not touch the memory of rows that are not selected",
+          "[redistribute]") {
+  // Two heads, a page each; the page of the second one, whose row is not selected, can't be
+  // written.
+  const auto page = static_cast<std::size_t>(getpagesize());
+  const auto num_keys = static_cast<std::int64_t>(page / sizeof(float));
+  void* memory =
+      mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(memory != MAP_FAILED);
+  at::Tensor probs = at::from_blob(memory, {1, 2, 1, num_keys}, at::kFloat);
+  const at::Tensor sink_scores = at::zeros({1, num_keys});
+  const std::int64_t sink = num_keys / 2;  // a visual one
+  sink_scores[0][sink].fill_(30.0);
+  probs.fill_(1.0 / static_cast<double>(num_keys));
+  probs[0][1][0][sink].fill_(0.9);  // r is far below rho
+  const at::Tensor expected = redistribute(probs, sink_scores, span_mask(1, num_keys));
+  REQUIRE(mprotect(static_cast<char*>(memory) + page, page, PROT_READ) == 0);
+  with_each_build([&] { redistribute_(probs, sink_scores, span_mask(1, num_keys)); });
+  CHECK(probs[0][0][0][sink].item<float>() < expected[0][0][0][0].item<float>());  // every time
+  CHECK(same_bits(probs[0][1], expected[0][1]));
+  munmap(memory, 2 * page);
+}
+
 TEST_CASE("redistribute in its general form equals the oracle", "[redistribute]") {
   const at::Generator generator = seeded(13);
   const at::Tensor probs = random_probs({2, 4, 9, 77}, at::kFloat, generator);
@@ -224,6 +252,61 @@ TEST_CASE("a NaN probability stays in its row and a NaN sink score makes no sink
   CHECK(same_bits(result[0][0][0], clean[0][0][0]));
   CHECK(same_bits(result[0][0][2], clean[0][0][2]));
   CHECK(result[0][0][1].isnan().any().item<bool>());
+}
+
+TEST_CASE("a NaN probability spoils its own class only", "[redistribute]") {
+  // Keys 0 to 31 and 64 to 79 are of one class per half, 32 to 63 of all four; the last half is not
+  // full.
+  const std::int64_t num_keys = 77;
+  at::Tensor sink_scores = at::zeros({1, num_keys});
+  at::Tensor visual_mask = at::zeros({1, num_keys}, at::kBool);
+  visual_mask.narrow(1, 0, 48).fill_(true);
+  sink_scores[0].slice(0, 33, 64, 3).fill_(25.0);
+  RedistributionRule rule;
+  rule.head_rule = HeadRule::kAll;
+  for (const at::ScalarType type : kDtypes) {
+    const at::Tensor probs = random_probs({1, 1, 1, num_keys}, type, seeded(16));
+    const at::Tensor clean = redistribute(probs, sink_scores, visual_mask, {}, rule);
+    for (const std::int64_t key : {0, 33, 35, 49, 50, 63, 70, 76}) {
+      const bool visual = key<48, sink = sink_scores[0][key].item<float>()> 0.0f;
+      INFO(type << ", key " << key);
+      at::Tensor spoilt = probs.clone();
+      spoilt[0][0][0][key].fill_(kNan);
+      // Text that is no sink: the others don't care. A source: all targets. A target: the row is
+      // not selected.
+      at::Tensor expected = visual && !sink ? probs.clone() : clean.clone();
+      expected[0][0][0][key].fill_(kNan);
+      if (sink) {
+        expected.masked_fill_(visual_mask.logical_and(sink_scores.lt(20.0)), kNan);
+      }
+      with_each_build([&] {
+        const at::Tensor result = redistribute(spoilt, sink_scores, visual_mask, {}, rule);
+        CHECK(at::equal(result.isnan(), expected.isnan()));
+        const at::Tensor same = result.eq(expected).logical_or(result.isnan());
+        CHECK(same.all().item<bool>());
+      });
+    }
+  }
+}
+
+TEST_CASE("the sums of a long row stay accurate", "[redistribute]") {
+  const std::int64_t num_keys = (1 << 20) + 5;
+  const at::Generator generator = seeded(17);
+  const at::Tensor sink_scores = random_sink_scores({1, num_keys}, 64, generator);
+  // One number again and again: what rounding does to it adds up instead of evening out. The sinks
+  // are few and large, so that their sum does not err in the same way.
+  const at::Tensor probs = at::where(sink_scores.ge(20.0), 64.0f, 1.0f)
+                               .mul(0.35 / static_cast<double>(num_keys))
+                               .view({1, 1, 1, num_keys});
+  const at::Tensor visual_mask = span_mask(1, num_keys);
+  RedistributionRule rule;
+  rule.head_rule = HeadRule::kAll;
+  const auto exact = reference::redistribute(problem_of(probs, sink_scores, visual_mask, {}, rule));
+  const at::Tensor expected = at::tensor(exact.probs, at::kDouble).view(probs.sizes());
+  const at::Tensor actual = redistribute(probs, sink_scores, visual_mask, {}, rule);
+  const double error = (actual.to(at::kDouble) / expected - 1.0).abs().max().item<double>();
+  INFO("relative error " << error);
+  CHECK(error <= 2e-6);
 }
 
 TEST_CASE("a tiny target mass keeps every number finite", "[redistribute]") {
