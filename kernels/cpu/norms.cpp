@@ -1,7 +1,5 @@
-// sink_scores, rms_norm_sink_scores, add_rms_norm_sink_scores on the CPU.
-//
-// Work split: one thread owns a row of D elements. Memory: a row is converted to float once into a
-// buffer of the thread, and everything else reads that buffer.
+// sink_scores, rms_norm_sink_scores and add_rms_norm_sink_scores on the CPU: checks, addresses of
+// the rows, threads. The computation is in norms_kernel.cpp.
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
@@ -10,11 +8,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
-#include <vector>
 
 #include "checks.h"
-#include "cpu/lanes.h"
+#include "cpu/element_type.h"
+#include "cpu/norms_kernel.h"
 
 namespace libvar::cpu {
 namespace {
@@ -40,137 +37,76 @@ class Rows {
   at::IntArrayRef strides_;
 };
 
-// Added up in double: one row in float differs from PyTorch's by the order of the additions
-// otherwise.
-double sum_of_squares(const float* x, std::int64_t count) {
-  constexpr std::int64_t kSums = 8;
-  double sums[kSums] = {};
-  std::int64_t i = 0;
-  for (; i + kSums <= count; i += kSums) {
-    for (std::int64_t k = 0; k < kSums; ++k) sums[k] += static_cast<double>(x[i + k]) * x[i + k];
-  }
-  for (; i < count; ++i) sums[i % kSums] += static_cast<double>(x[i]) * x[i];
-  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-}
-
-float inverse_rms(const float* x, std::int64_t hidden_size, float eps) {
-  const auto mean =
-      static_cast<float>(sum_of_squares(x, hidden_size) / static_cast<double>(hidden_size));
-  return 1.0f / std::sqrt(mean + eps);
-}
-
-float sink_score(const float* x, const std::int64_t* sink_dims, std::int64_t num_sink_dims,
-                 float inverse) {
-  float largest = 0.0f;
-  for (std::int64_t i = 0; i < num_sink_dims; ++i)
-    largest = std::max(largest, std::fabs(x[sink_dims[i]]));
-  return num_sink_dims == 0 ? 0.0f : largest * inverse;
-}
-
-// Null pointers: no residual to add to, no norm to write.
-template <typename T>
-struct NormArguments {
-  const T* hidden = nullptr;  // read where delta is null
-  T* residual = nullptr;      // read and written where delta is given
-  const T* delta = nullptr;
-  const T* weight = nullptr;  // null: phi only
-  T* normed = nullptr;
-  float* scores = nullptr;
-  const std::int64_t* sink_dims = nullptr;
-  std::int64_t num_sink_dims = 0;
-  std::int64_t num_rows = 0;
-  std::int64_t hidden_size = 0;
-  float eps = 0.0f;
-};
-
-// transformers' rounding: x * rsqrt(...) is rounded to the dtype before the weight multiplies it.
-template <typename T>
-void write_normed(T* normed, const float* x, const T* weight, float inverse,
-                  std::int64_t hidden_size) {
-  for (std::int64_t d = 0; d < hidden_size; ++d) {
-    const T rounded = static_cast<T>(x[d] * inverse);
-    normed[d] = static_cast<T>(static_cast<float>(weight[d]) * static_cast<float>(rounded));
-  }
-}
-
-template <typename T>
-void run_rows(const NormArguments<T>& a, const Rows& hidden_rows, const Rows& delta_rows) {
-  const std::int64_t grain = std::max<std::int64_t>(1, 32768 / a.hidden_size);
-  at::parallel_for(0, a.num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<float> x(static_cast<std::size_t>(a.hidden_size));
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t offset = hidden_rows.offset(row);
-      if (a.delta == nullptr) {
-        load_floats(x.data(), a.hidden + offset, a.hidden_size);
-      } else {
-        T* residual = a.residual + offset;
-        const T* delta = a.delta + delta_rows.offset(row);
-        for (std::int64_t d = 0; d < a.hidden_size; ++d) {
-          residual[d] =
-              static_cast<T>(static_cast<float>(residual[d]) + static_cast<float>(delta[d]));
-        }
-        load_floats(x.data(), residual, a.hidden_size);
-      }
-      const float inverse = inverse_rms(x.data(), a.hidden_size, a.eps);
-      a.scores[row] = sink_score(x.data(), a.sink_dims, a.num_sink_dims, inverse);
-      if (a.weight != nullptr) {
-        write_normed(a.normed + row * a.hidden_size, x.data(), a.weight, inverse, a.hidden_size);
-      }
-    }
-  });
-}
-
 at::Tensor empty_scores(const at::Tensor& hidden) {
   return at::empty(hidden.sizes().slice(0, hidden.dim() - 1), hidden.options().dtype(at::kFloat));
 }
 
+const std::byte* bytes_of(const at::Tensor& tensor) {
+  return static_cast<const std::byte*>(tensor.const_data_ptr());
+}
+
+std::byte* mutable_bytes_of(const at::Tensor& tensor) {
+  return static_cast<std::byte*>(tensor.mutable_data_ptr());
+}
+
+// Null tensors: no residual to add to (with delta, `hidden` is the residual, and changed), no norm
+// to write.
+struct NormTensors {
+  const at::Tensor& hidden;
+  const at::Tensor* delta;
+  const at::Tensor* weight;
+  const at::Tensor* normed;
+  const at::Tensor& scores;
+};
+
+void run(const NormTensors& t, const at::Tensor& sink_dims, double eps) {
+  if (t.scores.numel() == 0) return;
+  const at::Tensor dims = sink_dims.contiguous();
+  const Rows hidden_rows(t.hidden), delta_rows(t.delta == nullptr ? t.hidden : *t.delta);
+  NormRow first = {};  // what all rows share, and the addresses of their first one
+  first.type = element_type(t.hidden.scalar_type());
+  first.sink_dims = dims.const_data_ptr<std::int64_t>();
+  first.num_sink_dims = dims.numel();
+  first.hidden_size = t.hidden.size(-1);
+  first.eps = static_cast<float>(eps);
+  first.weight = t.weight == nullptr ? nullptr : t.weight->const_data_ptr();
+  const std::byte* hidden = t.delta == nullptr ? bytes_of(t.hidden) : nullptr;
+  std::byte* residual = t.delta == nullptr ? nullptr : mutable_bytes_of(t.hidden);
+  const std::byte* delta = t.delta == nullptr ? nullptr : bytes_of(*t.delta);
+  std::byte* normed = t.normed == nullptr ? nullptr : mutable_bytes_of(*t.normed);
+  float* scores = t.scores.mutable_data_ptr<float>();
+  const auto element_size = static_cast<std::int64_t>(t.hidden.element_size());
+
+  const auto norm = LIBVAR_CPU_BUILDS(norm_row).chosen();
+  const std::int64_t grain = std::max<std::int64_t>(1, 32768 / first.hidden_size);
+  at::parallel_for(0, t.scores.numel(), grain, [&](std::int64_t begin, std::int64_t end) {
+    NormRow row = first;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t offset = hidden_rows.offset(i) * element_size;
+      if (hidden != nullptr) row.hidden = hidden + offset;
+      if (residual != nullptr) row.residual = residual + offset;
+      if (delta != nullptr) row.delta = delta + delta_rows.offset(i) * element_size;
+      if (normed != nullptr) row.normed = normed + i * first.hidden_size * element_size;
+      row.score = scores + i;
+      norm(row);
+    }
+  });
+}
+
 at::Tensor sink_scores_cpu(const at::Tensor& hidden, const at::Tensor& sink_dims, double eps) {
   checks::check_sink_scores(hidden, sink_dims, eps);
-  const std::int64_t hidden_size = hidden.size(-1);
-  checks::check_sink_dim_values("sink_scores", sink_dims, hidden_size);
-  const at::Tensor dims = sink_dims.contiguous();
+  checks::check_sink_dim_values("sink_scores", sink_dims, hidden.size(-1));
   at::Tensor scores = empty_scores(hidden);
-  dispatch_floating(hidden.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    NormArguments<T> arguments;
-    arguments.hidden = hidden.const_data_ptr<T>();
-    arguments.scores = scores.mutable_data_ptr<float>();
-    arguments.sink_dims = dims.const_data_ptr<std::int64_t>();
-    arguments.num_sink_dims = dims.numel();
-    arguments.num_rows = scores.numel();
-    arguments.hidden_size = hidden_size;
-    arguments.eps = static_cast<float>(eps);
-    run_rows(arguments, Rows(hidden), Rows(hidden));
-  });
+  run({hidden, nullptr, nullptr, nullptr, scores}, sink_dims, eps);
   return scores;
 }
 
-// With delta: hidden is the residual, and changed.
-std::tuple<at::Tensor, at::Tensor> rms_norm_rows(const at::Tensor& hidden, const at::Tensor* delta,
-                                                 const at::Tensor& weight,
-                                                 const at::Tensor& sink_dims, double eps) {
-  const at::Tensor dims = sink_dims.contiguous();
+std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& hidden, const at::Tensor* delta,
+                                            const at::Tensor& weight, const at::Tensor& sink_dims,
+                                            double eps) {
   at::Tensor normed = at::empty(hidden.sizes(), hidden.options());
   at::Tensor scores = empty_scores(hidden);
-  dispatch_floating(hidden.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    NormArguments<T> arguments;
-    if (delta == nullptr) {
-      arguments.hidden = hidden.const_data_ptr<T>();
-    } else {
-      arguments.residual = hidden.mutable_data_ptr<T>();
-      arguments.delta = delta->const_data_ptr<T>();
-    }
-    arguments.weight = weight.const_data_ptr<T>();
-    arguments.normed = normed.mutable_data_ptr<T>();
-    arguments.scores = scores.mutable_data_ptr<float>();
-    arguments.sink_dims = dims.const_data_ptr<std::int64_t>();
-    arguments.num_sink_dims = dims.numel();
-    arguments.num_rows = scores.numel();
-    arguments.hidden_size = hidden.size(-1);
-    arguments.eps = static_cast<float>(eps);
-    run_rows(arguments, Rows(hidden), Rows(delta == nullptr ? hidden : *delta));
-  });
+  run({hidden, delta, &weight, &normed, scores}, sink_dims, eps);
   return {normed, scores};
 }
 
@@ -180,7 +116,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_sink_scores_cpu(const at::Tensor& hi
                                                             double eps) {
   checks::check_rms_norm("rms_norm_sink_scores", "hidden", hidden, nullptr, weight, sink_dims, eps);
   checks::check_sink_dim_values("rms_norm_sink_scores", sink_dims, hidden.size(-1));
-  return rms_norm_rows(hidden, nullptr, weight, sink_dims, eps);
+  return rms_norm(hidden, nullptr, weight, sink_dims, eps);
 }
 
 std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores_cpu(at::Tensor& residual,
@@ -192,7 +128,7 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores_cpu(at::Tensor& resi
                          sink_dims, eps);
   checks::check_sink_dim_values("add_rms_norm_sink_scores", sink_dims, residual.size(-1));
   at::assert_no_internal_overlap(residual);
-  return rms_norm_rows(residual, &delta, weight, sink_dims, eps);
+  return rms_norm(residual, &delta, weight, sink_dims, eps);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // sink_scores, rms_norm_sink_scores and add_rms_norm_sink_scores against PyTorch's own operations
-// and the oracle.
+// and the oracle. The builds of the kernel give the same bits, so most tests run one of them.
 
+#include "unit/ops/builds.h"
 #include "unit/ops/support.h"
 
 namespace libvar::test {
@@ -107,6 +108,16 @@ TEST_CASE("norms and sink scores equal the oracle and PyTorch at every size and 
           rms_norm_sink_scores(residual, weight, sink_dims, kEps);
       CHECK(same_bits(sum_normed, again_normed));
       CHECK(same_bits(sum_phi, again_phi));
+
+      with_each_build([&, &normed = normed, &phi = phi, &sum_normed = sum_normed] {
+        const auto [own_normed, own_phi] = rms_norm_sink_scores(hidden, weight, sink_dims, kEps);
+        CHECK(same_bits(own_normed, normed));
+        CHECK(same_bits(own_phi, phi));
+        at::Tensor own_residual = hidden.clone();
+        const auto own_sum = add_rms_norm_sink_scores(own_residual, delta, weight, sink_dims, kEps);
+        CHECK(same_bits(own_residual, residual));
+        CHECK(same_bits(std::get<0>(own_sum), sum_normed));
+      });
     }
   }
 }
@@ -160,18 +171,58 @@ TEST_CASE("the norms read rows with any leading strides", "[norms]") {
   }
 }
 
+TEST_CASE("phi of a long row stays accurate", "[norms]") {
+  const std::int64_t size = (1 << 20) + 5;
+  // One number again and again: what rounding does to it adds up instead of evening out.
+  const at::Tensor hidden = at::full({size}, 0.7f);
+  const double phi = sink_scores(hidden, at::tensor({5}, at::kLong), 1e-12).item<double>();
+  INFO("phi " << phi);
+  CHECK(std::fabs(phi - 1.0) <= kSinkScoreBound);
+}
+
 TEST_CASE("a NaN stays in its row of the norm", "[norms]") {
-  const at::Tensor hidden = at::randn({3, 32}, seeded(24), at::kFloat);
   const at::Tensor sink_dims = at::tensor({4}, at::kLong);
-  const auto [clean, clean_phi] = rms_norm_sink_scores(hidden, at::ones({32}), sink_dims, kEps);
-  hidden[1][7].fill_(kNan);
-  const auto [normed, phi] = rms_norm_sink_scores(hidden, at::ones({32}), sink_dims, kEps);
-  CHECK(normed[1].isnan().all().item<bool>());
-  CHECK(phi[1].isnan().item<bool>());
-  for (const int row : {0, 2}) {
-    CHECK(same_bits(normed[row], clean[row]));
-    CHECK(same_bits(phi[row], clean_phi[row]));
+  for (const at::ScalarType type : kDtypes) {
+    const at::Tensor ones = at::ones({45}, type);
+    const at::Tensor hidden = at::randn({3, 45}, seeded(24), at::kFloat).to(type);
+    const auto [clean, clean_phi] = rms_norm_sink_scores(hidden, ones, sink_dims, kEps);
+    for (const std::int64_t element : {7, 8, 44}) {  // both halves of a group, the last one
+      at::Tensor spoilt = hidden.clone();
+      spoilt[1][element].fill_(kNan);
+      const auto [normed, phi] = rms_norm_sink_scores(spoilt, ones, sink_dims, kEps);
+      INFO(type << ", element " << element);
+      CHECK(normed[1].isnan().all().item<bool>());
+      CHECK(phi[1].isnan().item<bool>());
+      for (const int row : {0, 2}) {
+        CHECK(same_bits(normed[row], clean[row]));
+        CHECK(same_bits(phi[row], clean_phi[row]));
+      }
+    }
   }
+}
+
+TEST_CASE("no NaN becomes a number when it is rounded to bfloat16", "[norms]") {
+  // All NaNs there are: rounding may not carry out of their bits.
+  std::vector<std::int16_t> bits;
+  for (int sign = 0; sign < 2; ++sign) {
+    for (int payload = 1; payload < 128; ++payload) {
+      bits.push_back(static_cast<std::int16_t>((sign << 15) | 0x7f80 | payload));
+    }
+  }
+  const at::Tensor hidden = at::tensor(bits, at::kShort)
+                                .view(at::kBFloat16)
+                                .view({static_cast<std::int64_t>(bits.size()), 1})
+                                .expand({-1, 3})
+                                .contiguous();
+  REQUIRE(hidden.isnan().all().item<bool>());
+  const at::Tensor none = at::empty({0}, at::kLong);
+  with_each_build([&] {
+    at::Tensor residual = hidden.clone();
+    const auto [normed, phi] = add_rms_norm_sink_scores(residual, at::zeros_like(hidden),
+                                                        at::ones({3}, at::kBFloat16), none, kEps);
+    CHECK(residual.isnan().all().item<bool>());
+    CHECK(normed.isnan().all().item<bool>());
+  });
 }
 
 TEST_CASE("the norms take empty tensors", "[norms]") {
