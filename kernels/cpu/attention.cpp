@@ -29,6 +29,21 @@ std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+void classify_keys(std::uint8_t* __restrict classes, const float* scores, std::int64_t score_step,
+                   const std::uint8_t* visual, std::int64_t visual_step, std::int64_t count,
+                   float tau) {
+  if (score_step == 1 && visual_step == 1) {  // a loop that the compiler vectorises
+    for (std::int64_t j = 0; j < count; ++j) {
+      classes[j] = static_cast<std::uint8_t>(token_class(scores[j], visual[j] != 0, tau));
+    }
+    return;
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    classes[j] = static_cast<std::uint8_t>(
+        token_class(scores[j * score_step], visual[j * visual_step] != 0, tau));
+  }
+}
+
 // The keys of every sequence by class. Owns what KeyClasses points to.
 class ClassifiedKeys {
  public:
@@ -38,11 +53,13 @@ class ClassifiedKeys {
     const std::int64_t batch = t.query.size(0);
     sequences_.resize(static_cast<std::size_t>(batch));
     if (with_classes) {
-      classes_.reset(new std::uint8_t[static_cast<std::size_t>(batch * capacity_)]);
+      const std::int64_t blocks = capacity_ / kKeyBlock;
+      classes_.reset(new std::uint8_t[static_cast<std::size_t>(batch * (capacity_ + blocks))]);
+      blocks_.reset(new std::int32_t[static_cast<std::size_t>(batch * blocks)]);
     }
-    runs_.reserve(static_cast<std::size_t>(batch * (capacity_ / kKeyBlock)));
     for (std::int64_t b = 0; b < batch; ++b) {
       KeyClasses& keys = sequences_[static_cast<std::size_t>(b)];
+      keys = {};
       keys.length =
           t.kv_lengths.has_value() ? t.kv_lengths->accessor<std::int32_t, 1>()[b] : t.key.size(2);
       keys.rule = rule;
@@ -54,16 +71,7 @@ class ClassifiedKeys {
         keys.rule.min_visual_mass = params[3];
       }
       keys.first_visual_sink = std::numeric_limits<std::int64_t>::max();
-      keys.runs = runs_.data() + runs_.size();
-      keys.classes = with_classes ? classes_.get() + b * capacity_ : nullptr;
-      if (with_classes) {
-        classify(t, b, keys);
-      } else if (keys.length > 0) {
-        const std::int64_t blocks = round_up(keys.length, kKeyBlock) / kKeyBlock;
-        runs_.push_back({0, static_cast<std::int32_t>(blocks),
-                         static_cast<std::int32_t>(TokenClass::kTextNonSink)});
-      }
-      keys.num_runs = runs_.data() + runs_.size() - keys.runs;
+      if (with_classes) classify(t, b, keys);
     }
   }
 
@@ -72,51 +80,48 @@ class ClassifiedKeys {
  private:
   void classify(const checks::AttentionTensors& t, std::int64_t b, KeyClasses& keys) {
     const float* scores = t.sink_scores.const_data_ptr<float>() + b * t.sink_scores.stride(0);
-    const bool* visual = t.visual_mask.const_data_ptr<bool>() + b * t.visual_mask.stride(0);
+    // As bytes, because GCC vectorises no loop over bools.
+    const auto* visual = static_cast<const std::uint8_t*>(t.visual_mask.const_data_ptr()) +
+                         b * t.visual_mask.stride(0);
     const std::int64_t score_step = t.sink_scores.stride(1), visual_step = t.visual_mask.stride(1);
-    std::uint8_t* classes = classes_.get() + b * capacity_;
-    const float tau = keys.rule.tau;
-    if (score_step == 1 && visual_step == 1) {  // a loop that the compiler vectorises
-      for (std::int64_t j = 0; j < keys.length; ++j) {
-        classes[j] = static_cast<std::uint8_t>(token_class(scores[j], visual[j], tau));
-      }
-    } else {
-      for (std::int64_t j = 0; j < keys.length; ++j) {
-        classes[j] = static_cast<std::uint8_t>(
-            token_class(scores[j * score_step], visual[j * visual_step], tau));
-      }
-    }
+    std::uint8_t* classes = classes_.get() + b * (capacity_ + capacity_ / kKeyBlock);
+    std::uint8_t* block_classes = classes + capacity_;
+    keys.classes = classes;
+    keys.block_classes = block_classes;
+    classify_keys(classes, scores, score_step, visual, visual_step, keys.length, keys.rule.tau);
     if (keys.length == 0) return;
     std::fill(classes + keys.length, classes + round_up(keys.length, kKeyBlock),
               classes[keys.length - 1]);
     const auto* sink = static_cast<const std::uint8_t*>(std::memchr(
         classes, static_cast<int>(TokenClass::kVisualSink), static_cast<std::size_t>(keys.length)));
     if (sink != nullptr) keys.first_visual_sink = sink - classes;
-    find_runs(classes, round_up(keys.length, kKeyBlock) / kKeyBlock);
+    sort_blocks(block_classes, blocks_.get() + b * (capacity_ / kKeyBlock), keys);
   }
 
-  void find_runs(const std::uint8_t* classes, std::int64_t num_blocks) {
-    std::int32_t current = std::numeric_limits<std::int32_t>::max();
+  // Finds the class of every block and lists the blocks by class.
+  static void sort_blocks(std::uint8_t* block_classes, std::int32_t* blocks, KeyClasses& keys) {
+    const std::int64_t num_blocks = round_up(keys.length, kKeyBlock) / kKeyBlock;
+    std::int32_t next[kMixedBlock + 2] = {};  // first counts of the class before, then places
     for (std::int64_t i = 0; i < num_blocks; ++i) {
-      const std::uint8_t* block = classes + i * kKeyBlock;
+      const std::uint8_t* block = keys.classes + i * kKeyBlock;
       std::uint64_t low, high;
       std::memcpy(&low, block, sizeof(low));
       std::memcpy(&high, block + sizeof(low), sizeof(high));
       const bool pure = low == high && low == block[0] * std::uint64_t{0x0101010101010101};
-      const std::int32_t key_class = pure ? block[0] : KeyRun::kMixed;
-      if (key_class == current) {
-        ++runs_.back().end_block;
-      } else {
-        const auto first = static_cast<std::int32_t>(i);
-        runs_.push_back({first, first + 1, key_class});
-        current = key_class;
-      }
+      block_classes[i] = pure ? block[0] : kMixedBlock;
+      ++next[block_classes[i] + 1];
     }
+    for (int c = 0; c <= kMixedBlock; ++c) next[c + 1] += next[c];
+    std::copy(std::begin(next), std::end(next), keys.class_begin);
+    for (std::int64_t i = 0; i < num_blocks; ++i) {
+      blocks[next[block_classes[i]]++] = static_cast<std::int32_t>(i);
+    }
+    keys.blocks = blocks;
   }
 
   std::int64_t capacity_;
-  std::unique_ptr<std::uint8_t[]> classes_;  // [B][capacity]
-  std::vector<KeyRun> runs_;                 // never grows beyond what was reserved
+  std::unique_ptr<std::uint8_t[]> classes_;  // [B][capacity, then its blocks]
+  std::unique_ptr<std::int32_t[]> blocks_;   // [B][blocks of the capacity]
   std::vector<KeyClasses> sequences_;
 };
 

@@ -9,6 +9,7 @@
 // A row's bits depend on the form and on the row's own keys alone: how many rows and how many units
 // of dimensions are computed at once changes the order of independent sums only.
 
+#include "cpu/attention_kernel.h"
 #include "cpu/vector.h"
 
 namespace libvar::cpu::LIBVAR_CPU_NAMESPACE {
@@ -48,6 +49,16 @@ struct FloatArithmetic {
   static LIBVAR_INLINE Floats dot(Vector a, Vector b, Floats sum) { return fma(a, b, sum); }
 
   static LIBVAR_INLINE void make_factors(float*, std::int64_t) {}
+
+  static LIBVAR_INLINE void make_weighted_factors(float* probabilities, std::int64_t num_full,
+                                                  std::int64_t, const std::uint8_t* block_classes,
+                                                  const float* weight) {
+    for (std::int64_t i = 0; i < num_full; ++i) {
+      const float w = weight[block_classes[i]];
+      float* block = probabilities + i * kKeyBlock;
+      for (std::int64_t j = 0; j < kKeyBlock; j += kLanes) store(block + j, load(block + j) * w);
+    }
+  }
 
   static LIBVAR_INLINE KeyFactors load_factors(const float* factor) { return broadcast(*factor); }
 
@@ -117,13 +128,33 @@ struct PairArithmetic {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
 
-  /// Rounds `count` probabilities in place, a multiple of kKeyBlock: the halves end before the
-  /// floats that are still to be read.
-  static LIBVAR_INLINE void make_factors(float* probabilities, std::int64_t count) {
-    auto* target = reinterpret_cast<Bfloat16*>(probabilities);
-    for (std::int64_t j = 0; j < count; j += kLanes) {
-      const __m256bh rounded = _mm512_cvtneps_pbh(load(probabilities + j));
-      __builtin_memcpy(target + j, &rounded, sizeof(rounded));
+  // Factors are written over the probabilities: the halves end before the floats that are still to
+  // be read.
+  static_assert(kLanes == kKeyBlock);
+
+  static LIBVAR_INLINE void round_block(float* probabilities, std::int64_t block, Floats x) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(x);
+    __builtin_memcpy(reinterpret_cast<Bfloat16*>(probabilities) + block * kKeyBlock, &rounded,
+                     sizeof(rounded));
+  }
+
+  /// Probabilities of num_blocks blocks -> factors, in place.
+  static LIBVAR_INLINE void make_factors(float* probabilities, std::int64_t num_blocks) {
+    for (std::int64_t i = 0; i < num_blocks; ++i) {
+      round_block(probabilities, i, load(probabilities + i * kKeyBlock));
+    }
+  }
+
+  /// The same, the first num_full blocks multiplied by the weight of their class.
+  static LIBVAR_INLINE void make_weighted_factors(float* probabilities, std::int64_t num_full,
+                                                  std::int64_t num_blocks,
+                                                  const std::uint8_t* block_classes,
+                                                  const float* weight) {
+    for (std::int64_t i = 0; i < num_full; ++i) {
+      round_block(probabilities, i, load(probabilities + i * kKeyBlock) * weight[block_classes[i]]);
+    }
+    for (std::int64_t i = num_full; i < num_blocks; ++i) {
+      round_block(probabilities, i, load(probabilities + i * kKeyBlock));
     }
   }
 

@@ -7,8 +7,6 @@
 namespace libvar::cpu::LIBVAR_CPU_NAMESPACE {
 namespace {
 
-constexpr int kVectorsPerBlock = static_cast<int>(kKeyBlock) / kLanes;
-
 LIBVAR_INLINE std::int64_t least(std::int64_t a, std::int64_t b) {
   return a < b ? a : b;
 }
@@ -28,11 +26,12 @@ struct Tile {
   const Element* key;    // of the head
   const Element* value;  // of the head
   std::int64_t sequence, kv_head, first_row, num_rows, group, padded_dim;
-  float* scores;   // [num_rows][score_stride]: scores, then probabilities, then A's factors
-  float* queries;  // [num_rows][padded_dim], as A::Factor
-  float* sums;     // [num_rows][padded_dim]
-  float* partial;  // [num_rows][padded_dim]: sums of the current chunk
-  float* totals;   // [num_rows]
+  float* scores;       // [num_rows][score_stride]: scores, then probabilities, then A's factors
+  float* queries;      // [num_rows][padded_dim], as A::Factor
+  float* sums;         // [num_rows][padded_dim]
+  float* partial;      // [num_rows][padded_dim]: sums of the current chunk
+  float* totals;       // [num_rows]
+  std::int32_t* seen;  // [num_rows]: keys that a row sees; never fewer than the row before
 
   Tile(const AttentionCall& c, std::int64_t sequence_index, std::int64_t head, std::int64_t first,
        std::int64_t end, float* scratch)
@@ -52,17 +51,17 @@ struct Tile {
         queries(scores + num_rows * c.score_stride),
         sums(queries + num_rows * padded_dim),
         partial(sums + num_rows * padded_dim),
-        totals(partial + num_rows * padded_dim) {}
+        totals(partial + num_rows * padded_dim),
+        seen(reinterpret_cast<std::int32_t*>(totals + num_rows)) {
+    for (std::int64_t row = 0; row < num_rows; ++row) {
+      const std::int64_t position = keys.length - call.num_rows + query_row(row);
+      seen[row] = position < 0 ? 0 : static_cast<std::int32_t>(position + 1);
+    }
+  }
 
   std::int64_t query_row(std::int64_t row) const { return (first_row + row) / group; }
 
   std::int64_t head(std::int64_t row) const { return kv_head * group + (first_row + row) % group; }
-
-  /// Keys that a row of the tile sees; it never falls from one row to the next.
-  std::int64_t num_seen(std::int64_t row) const {
-    const std::int64_t seen = keys.length - call.num_rows + query_row(row) + 1;
-    return seen > 0 ? seen : 0;
-  }
 
   float* scores_of(std::int64_t row) const { return scores + row * call.score_stride; }
 
@@ -87,42 +86,53 @@ void load_queries(const Tile<A>& tile) {
 
 // ---- Scores
 
-// Scores of `rows` rows and kLanes / rows keys from first_key on. Keys at or past `num_keys` are
-// read as the last one before; nobody uses their scores.
 template <typename A, int rows>
-void score_block(const Tile<A>& tile, std::int64_t row, std::int64_t first_key,
-                 std::int64_t num_keys) {
-  using Element = typename A::Element;
-  constexpr int kKeys = kLanes / rows;
-  const std::int64_t stride = tile.call.key_stride[2];
-  const Element* keys[kKeys];
-#pragma GCC unroll 16
-  for (int k = 0; k < kKeys; ++k) keys[k] = tile.key + least(first_key + k, num_keys - 1) * stride;
-  const typename A::Factor* queries[rows];
-#pragma GCC unroll 2
-  for (int r = 0; r < rows; ++r) queries[r] = tile.query_of(row + r);
-
-  Floats dots[kLanes] = {};
-  const std::int64_t dim = tile.call.head_dim;
+LIBVAR_INLINE void dot_any_dim(Floats (&sums)[rows], const typename A::Factor* query,
+                               std::int64_t query_stride, const typename A::Element* key,
+                               std::int64_t dim) {
   std::int64_t d = 0;
   for (; d + A::kDimStep <= dim; d += A::kDimStep) {
-    typename A::Vector q[rows];
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; ++r) q[r] = A::load_vector(queries[r] + d);
-#pragma GCC unroll 16
-    for (int k = 0; k < kKeys; ++k) {
-      const typename A::Vector x = A::load_vector(keys[k] + d);
-#pragma GCC unroll 2
-      for (int r = 0; r < rows; ++r) dots[r * kKeys + k] = A::dot(q[r], x, dots[r * kKeys + k]);
+    const typename A::Vector x = A::load_vector(key + d);
+    for (int r = 0; r < rows; ++r) {
+      sums[r] = A::dot(A::load_vector(query + r * query_stride + d), x, sums[r]);
     }
   }
-  if (d < dim) {
-    for (int k = 0; k < kKeys; ++k) {
-      const typename A::Vector x = A::load_vector_partial(keys[k] + d, dim - d);
-      for (int r = 0; r < rows; ++r) {
-        dots[r * kKeys + k] = A::dot(A::load_vector(queries[r] + d), x, dots[r * kKeys + k]);
+  if (d == dim) return;
+  const typename A::Vector x = A::load_vector_partial(key + d, dim - d);
+  for (int r = 0; r < rows; ++r) {
+    sums[r] = A::dot(A::load_vector(query + r * query_stride + d), x, sums[r]);
+  }
+}
+
+// Scores of `rows` rows and kLanes / rows keys from first_key on. Of the keys, only `num_keys` are
+// there; nobody uses the scores of the others.
+template <typename A, int rows, int dim_steps, bool all_there>
+LIBVAR_INLINE void score_block(const Tile<A>& tile, std::int64_t row, std::int64_t first_key,
+                               std::int64_t num_keys) {
+  constexpr int kKeys = kLanes / rows;
+  const std::int64_t stride = tile.call.key_stride[2];
+  const std::int64_t dim = tile.call.head_dim;
+  const typename A::Element* key = tile.key + first_key * stride;
+  const typename A::Factor* const query = tile.query_of(row);
+  const std::int64_t query_stride = tile.query_of(1) - tile.query_of(0);
+  Floats dots[kLanes];
+#pragma GCC unroll 16
+  for (int k = 0; k < kKeys; ++k) {
+    Floats sums[rows] = {};
+    if (all_there || k < num_keys) {
+#pragma GCC unroll 16
+      for (int i = 0; i < dim_steps; ++i) {
+        const typename A::Vector x = A::load_vector(key + i * A::kDimStep);
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; ++r) {
+          sums[r] = A::dot(A::load_vector(query + r * query_stride + i * A::kDimStep), x, sums[r]);
+        }
       }
+      if (dim_steps == 0) dot_any_dim<A, rows>(sums, query, query_stride, key, dim);
     }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; ++r) dots[r * kKeys + k] = sums[r];
+    key += stride;
   }
   const Floats scores = sums_of(dots) * tile.call.scale;
 #pragma GCC unroll 2
@@ -132,33 +142,45 @@ void score_block(const Tile<A>& tile, std::int64_t row, std::int64_t first_key,
   }
 }
 
-template <typename A>
+template <typename A, int dim_steps>
 void score_keys(const Tile<A>& tile) {
-  const std::int64_t num_keys = tile.num_seen(tile.num_rows - 1);
-  constexpr int kPairKeys = kLanes / 2;
-  if (tile.num_rows == 1) {
-    for (std::int64_t k = 0; k < num_keys; k += kLanes) score_block<A, 1>(tile, 0, k, num_keys);
-    return;
-  }
-  for (std::int64_t block = 0; block < num_keys; block += kLanes) {
+  const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
+  constexpr int kHalf = kLanes / 2;
+  for (std::int64_t first = 0; first < num_keys; first += kLanes) {
+    const std::int64_t there = num_keys - first;
     std::int64_t row = 0;
     for (; row + 2 <= tile.num_rows; row += 2) {
-      if (tile.num_seen(row + 1) <= block) continue;
-      score_block<A, 2>(tile, row, block, num_keys);
-      score_block<A, 2>(tile, row, block + kPairKeys, num_keys);
+      if (tile.seen[row + 1] <= first) continue;
+      if (there >= kLanes) {
+        score_block<A, 2, dim_steps, true>(tile, row, first, there);
+        score_block<A, 2, dim_steps, true>(tile, row, first + kHalf, there);
+      } else {
+        score_block<A, 2, 0, false>(tile, row, first, there);
+        score_block<A, 2, 0, false>(tile, row, first + kHalf, there - kHalf);
+      }
     }
-    if (row < tile.num_rows) score_block<A, 1>(tile, row, block, num_keys);
+    if (row == tile.num_rows) continue;
+    if (there >= kLanes) {
+      score_block<A, 1, dim_steps, true>(tile, row, first, there);
+    } else {
+      score_block<A, 1, 0, false>(tile, row, first, there);
+    }
+  }
+}
+
+template <typename A>
+void score_keys(const Tile<A>& tile) {
+  switch (tile.call.head_dim) {
+    case 128:
+      return score_keys<A, 128 / A::kDimStep>(tile);
+    case 64:
+      return score_keys<A, 64 / A::kDimStep>(tile);
+    default:
+      return score_keys<A, 0>(tile);
   }
 }
 
 // ---- Softmax, classes and weights of one row
-
-LIBVAR_INLINE Ints classes_at(const KeyClasses& keys, std::int64_t position) {
-  using Bytes = std::uint8_t __attribute__((vector_size(kLanes)));
-  Bytes bytes;
-  __builtin_memcpy(&bytes, keys.classes + position, sizeof(bytes));
-  return __builtin_convertvector(bytes, Ints);
-}
 
 LIBVAR_INLINE float largest_score(const float* scores, std::int64_t num_blocks) {
   Floats largest = broadcast(-kInfinity);
@@ -168,62 +190,82 @@ LIBVAR_INLINE float largest_score(const float* scores, std::int64_t num_blocks) 
   return largest_of(largest);
 }
 
-// Scores become exp(score - largest); mass[c] becomes the sum of those of class c.
-LIBVAR_INLINE void exponentiate(float* scores, float largest, const KeyClasses& keys,
-                                std::int64_t num_blocks, float mass[kNumTokenClasses]) {
-  Floats sums[kNumTokenClasses] = {};
-  for (std::int64_t i = 0; i < keys.num_runs; ++i) {
-    const KeyRun& run = keys.runs[i];
-    if (run.first_block >= num_blocks) break;
-    const std::int64_t end = least(run.end_block, num_blocks) * kKeyBlock;
-    if (run.key_class != KeyRun::kMixed) {
-      Floats sum = sums[run.key_class];
-      for (std::int64_t j = run.first_block * kKeyBlock; j < end; j += kLanes) {
-        const Floats x = exp_of_non_positive(load(scores + j) - largest);
-        store(scores + j, x);
-        sum += x;
-      }
-      sums[run.key_class] = sum;
-      continue;
+// Scores of a block become exp(score - base); returns them added up.
+LIBVAR_INLINE Floats exponentiate_block(float* scores, float base) {
+  Floats sum = {};
+  for (std::int64_t j = 0; j < kKeyBlock; j += kLanes) {
+    const Floats x = exp_of_non_positive(load(scores + j) - base);
+    store(scores + j, x);
+    sum += x;
+  }
+  return sum;
+}
+
+LIBVAR_INLINE float exponentiate(float* scores, float base, std::int64_t num_blocks) {
+  Floats sum = {};
+  for (std::int64_t i = 0; i < num_blocks; ++i) {
+    sum += exponentiate_block(scores + i * kKeyBlock, base);
+  }
+  return sum_of(sum);
+}
+
+// Calls f with the first key of every block of [0, num_blocks) that is not of one class as far as
+// the row sees it: the mixed ones among the full blocks, and the last one where the row sees only a
+// part of it. (Whether that one is mixed depends on keys that the row does not see.)
+template <typename F>
+LIBVAR_INLINE void for_mixed_blocks(const KeyClasses& keys, std::int64_t num_full,
+                                    std::int64_t num_blocks, F&& f) {
+  const std::int32_t* block = keys.blocks + keys.class_begin[kMixedBlock];
+  const std::int32_t* const end = keys.blocks + keys.class_begin[kMixedBlock + 1];
+  for (; block < end && *block < num_full; ++block) f(*block * kKeyBlock);
+  if (num_full < num_blocks) f(num_full * kKeyBlock);
+}
+
+// As above, with the mass of each class: class by class, so that its sum stays in a register.
+LIBVAR_INLINE void exponentiate_classes(float mass[kNumTokenClasses], float* scores, float base,
+                                        const KeyClasses& keys, std::int64_t num_full,
+                                        std::int64_t num_blocks) {
+  Floats sums[kNumTokenClasses];
+#pragma GCC unroll 4
+  for (int c = 0; c < kNumTokenClasses; ++c) {
+    const std::int32_t* block = keys.blocks + keys.class_begin[c];
+    const std::int32_t* const end = keys.blocks + keys.class_begin[c + 1];
+    sums[c] = Floats{};
+    for (; block < end && *block < num_full; ++block) {
+      sums[c] += exponentiate_block(scores + *block * kKeyBlock, base);
     }
-    for (std::int64_t j = run.first_block * kKeyBlock; j < end; j += kLanes) {
-      const Floats x = exp_of_non_positive(load(scores + j) - largest);
+  }
+  for_mixed_blocks(keys, num_full, num_blocks, [&](std::int64_t first) {
+    for (std::int64_t j = first; j < first + kKeyBlock; j += kLanes) {
+      const Floats x = exp_of_non_positive(load(scores + j) - base);
       store(scores + j, x);
-      const Ints classes = classes_at(keys, j);
+      const Ints classes = load_bytes(keys.classes + j);
 #pragma GCC unroll 4
       for (int c = 0; c < kNumTokenClasses; ++c) sums[c] += keep(classes == c, x);
     }
-  }
-  for (int c = 0; c < kNumTokenClasses; ++c) mass[c] = sum_of(sums[c]);
+  });
+  store_sums_of(mass, sums[0], sums[1], sums[2], sums[3]);
 }
 
-// Multiplies every probability by the weight of its class.
-void apply_weights(float* probabilities, const KeyClasses& keys, std::int64_t num_blocks,
-                   const float weight[kNumTokenClasses]) {
-  for (std::int64_t i = 0; i < keys.num_runs; ++i) {
-    const KeyRun& run = keys.runs[i];
-    if (run.first_block >= num_blocks) break;
-    const std::int64_t end = least(run.end_block, num_blocks) * kKeyBlock;
-    if (run.key_class != KeyRun::kMixed && weight[run.key_class] == 1.0f) continue;
-    for (std::int64_t j = run.first_block * kKeyBlock; j < end; j += kLanes) {
-      Floats factor;
-      if (run.key_class != KeyRun::kMixed) {
-        factor = broadcast(weight[run.key_class]);
-      } else {
-        const Ints classes = classes_at(keys, j);
-        factor = broadcast(weight[0]);
-        for (int c = 1; c < kNumTokenClasses; ++c) {
-          factor = select(classes == c, broadcast(weight[c]), factor);
-        }
+// Multiplies the probabilities of mixed blocks by the weights of their classes.
+void weigh_mixed_blocks(float* probabilities, const KeyClasses& keys, std::int64_t num_full,
+                        std::int64_t num_blocks, const float weight[kNumTokenClasses]) {
+  for_mixed_blocks(keys, num_full, num_blocks, [&](std::int64_t first) {
+    for (std::int64_t j = first; j < first + kKeyBlock; j += kLanes) {
+      const Ints classes = load_bytes(keys.classes + j);
+      Floats factor = broadcast(weight[0]);
+#pragma GCC unroll 4
+      for (int c = 1; c < kNumTokenClasses; ++c) {
+        factor = select(classes == c, broadcast(weight[c]), factor);
       }
       store(probabilities + j, load(probabilities + j) * factor);
     }
-  }
+  });
 }
 
 template <typename A>
 bool row_is_eligible(const Tile<A>& tile, std::int64_t row) {
-  const std::int64_t position = tile.num_seen(row) - 1;
+  const std::int64_t position = tile.seen[row] - 1;
   if (tile.keys.first_visual_sink > position) return false;
   const AttentionCall& c = tile.call;
   if (c.row_mask != nullptr) {
@@ -241,25 +283,22 @@ float count_visual(const KeyClasses& keys, std::int64_t num_keys) {
   return static_cast<float>(count);
 }
 
-// From the masses of a row: its total, its class weights if any differs from 1, and what the
-// caller wants to know of them.
+// The weights of a row's classes from their masses; writes what the caller wants to know of the
+// row.
 template <typename A>
-LIBVAR_INLINE void redistribute_row(const Tile<A>& tile, std::int64_t row,
-                                    const float mass[kNumTokenClasses], std::int64_t num_blocks) {
+LIBVAR_INLINE ClassWeights weights_of_row(const Tile<A>& tile, std::int64_t row,
+                                          const float mass[kNumTokenClasses], float total) {
   const AttentionCall& c = tile.call;
-  const float total = ((mass[0] + mass[1]) + mass[2]) + mass[3];
-  tile.totals[row] = total;
-  if (!c.with_classes) return;
   ClassWeights weights{{1.0f, 1.0f, 1.0f, 1.0f}, false};
   float share[kNumTokenClasses] = {};
   if (total != 0.0f) {
     for (int i = 0; i < kNumTokenClasses; ++i) share[i] = mass[i] / total;
     const RedistributionRule& rule = tile.keys.rule;
     const float num_visual =
-        rule.ratio_epsilon > 0.0f ? count_visual(tile.keys, tile.num_seen(row)) : 0.0f;
+        rule.ratio_epsilon > 0.0f ? count_visual(tile.keys, tile.seen[row]) : 0.0f;
     weights = class_weights(share, rule, num_visual, row_is_eligible(tile, row));
-    if (weights.selected) apply_weights(tile.scores_of(row), tile.keys, num_blocks, weights.weight);
   }
+  if (c.selected == nullptr && c.class_mass == nullptr) return weights;
   const std::int64_t index =
       (tile.sequence * c.num_heads + tile.head(row)) * c.num_rows + tile.query_row(row);
   if (c.selected != nullptr) c.selected[index] = weights.selected;
@@ -268,12 +307,14 @@ LIBVAR_INLINE void redistribute_row(const Tile<A>& tile, std::int64_t row,
       c.class_mass[index * kNumTokenClasses + i] = share[i];
     }
   }
+  return weights;
 }
 
 // Scores of a row -> factors of its values.
 template <typename A>
 void weigh_row(const Tile<A>& tile, std::int64_t row) {
-  const std::int64_t num_seen = tile.num_seen(row);
+  const std::int64_t num_seen = tile.seen[row];
+  const std::int64_t num_full = num_seen / kKeyBlock;
   const std::int64_t num_blocks = (num_seen + kKeyBlock - 1) / kKeyBlock;
   float* scores = tile.scores_of(row);
   for (std::int64_t j = num_seen; j < num_blocks * kKeyBlock; ++j) scores[j] = -kInfinity;
@@ -281,10 +322,25 @@ void weigh_row(const Tile<A>& tile, std::int64_t row) {
   // While nothing but -inf was seen, any finite base gives the zeros that are due, where -inf would
   // give NaN.
   const float base = largest == -kInfinity ? 0.0f : largest;
+  if (!tile.call.with_classes) {
+    tile.totals[row] = exponentiate(scores, base, num_blocks);
+    A::make_factors(scores, num_blocks);
+    return;
+  }
   float mass[kNumTokenClasses];
-  exponentiate(scores, base, tile.keys, num_blocks, mass);
-  redistribute_row(tile, row, mass, num_blocks);
-  A::make_factors(scores, num_blocks * kKeyBlock);
+  exponentiate_classes(mass, scores, base, tile.keys, num_full, num_blocks);
+  const float total = ((mass[0] + mass[1]) + mass[2]) + mass[3];
+  tile.totals[row] = total;
+  const ClassWeights weights = weights_of_row(tile, row, mass, total);
+  if (!weights.selected) {
+    A::make_factors(scores, num_blocks);
+    return;
+  }
+  weigh_mixed_blocks(scores, tile.keys, num_full, num_blocks, weights.weight);
+  float block_weight[kNumTokenClasses + 1];
+  for (int i = 0; i < kNumTokenClasses; ++i) block_weight[i] = weights.weight[i];
+  block_weight[kMixedBlock] = 1.0f;
+  A::make_weighted_factors(scores, num_full, num_blocks, tile.keys.block_classes, block_weight);
 }
 
 // ---- Values
@@ -361,19 +417,19 @@ void add_values_of_rows(const Tile<A>& tile, std::int64_t row, std::int64_t begi
 template <typename A, int rows>
 void add_chunk(const Tile<A>& tile, std::int64_t row, std::int64_t begin, std::int64_t end,
                float* sums) {
-  const std::int64_t common = least(end, tile.num_seen(row) / A::kKeysAtOnce * A::kKeysAtOnce);
+  const std::int64_t common = least(end, tile.seen[row] / A::kKeysAtOnce * A::kKeysAtOnce);
   const bool together = common > begin;
   if (together) add_values_of_rows<A, rows>(tile, row, begin, common, sums, true);
   const std::int64_t next = together ? common : begin;
   for (int r = 0; r < rows; ++r) {
-    const std::int64_t own_end = least(end, tile.num_seen(row + r));
+    const std::int64_t own_end = least(end, tile.seen[row + r]);
     if (own_end > next) add_values_of_rows<A, 1>(tile, row + r, next, own_end, sums, !together);
   }
 }
 
 template <typename A>
 void add_all_values(const Tile<A>& tile) {
-  const std::int64_t num_keys = tile.num_seen(tile.num_rows - 1);
+  const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
   for (std::int64_t begin = 0; begin < num_keys; begin += kKeyChunk) {
     const std::int64_t end = least(begin + kKeyChunk, num_keys);
     float* target = begin == 0 ? tile.sums : tile.partial;
@@ -386,7 +442,7 @@ void add_all_values(const Tile<A>& tile) {
     if (row < tile.num_rows) add_chunk<A, 1>(tile, row, begin, end, target);
     if (begin == 0) continue;
     for (row = 0; row < tile.num_rows; ++row) {
-      if (tile.num_seen(row) <= begin) continue;
+      if (tile.seen[row] <= begin) continue;
       float* sums = tile.sums + row * tile.padded_dim;
       const float* partial = tile.partial + row * tile.padded_dim;
       for (std::int64_t d = 0; d < tile.padded_dim; d += kLanes) {

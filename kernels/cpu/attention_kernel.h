@@ -18,22 +18,19 @@ inline constexpr std::int64_t kKeyBlock = 16;
 /// are multiples of it in the sequence. Keeps the rounding error small over many keys.
 inline constexpr std::int64_t kKeyChunk = 256;
 
-/// Blocks of keys of one class, or of several.
-struct KeyRun {
-  static constexpr std::int32_t kMixed = -1;
-  std::int32_t first_block;
-  std::int32_t end_block;
-  std::int32_t key_class;  ///< index of the TokenClass, or kMixed
-};
+/// Class of a block whose keys are of several classes; of a pure block it is their TokenClass.
+inline constexpr std::uint8_t kMixedBlock = kNumTokenClasses;
 
-/// What the rows of one sequence need to know about its keys.
+/// What the rows of one sequence need to know about its keys. Sinks are a handful and images are
+/// spans, so that nearly all blocks are pure.
 struct KeyClasses {
   std::int64_t length;
   RedistributionRule rule;
-  const std::uint8_t* classes;  ///< [length], up to a whole block any class
-  const KeyRun* runs;           ///< cover the blocks of [0, length) in order
-  std::int64_t num_runs;
-  std::int64_t first_visual_sink;  ///< position, or past every position
+  const std::uint8_t* classes;        ///< [length], up to a whole block any class
+  const std::uint8_t* block_classes;  ///< [blocks]
+  const std::int32_t* blocks;         ///< all blocks by class, the mixed last; ascending in each
+  std::int32_t class_begin[kMixedBlock + 2];  ///< where the blocks of a class begin in `blocks`
+  std::int64_t first_visual_sink;             ///< position, or past every position
 };
 
 /// One call. Strides in elements: sequence, head, row or key.
@@ -49,7 +46,7 @@ struct AttentionCall {
   std::int64_t query_stride[3], key_stride[3], value_stride[3], row_mask_stride[2];
   std::int64_t num_heads, num_kv_heads, num_rows, head_dim;
   float scale;
-  bool with_classes;  ///< false: plain attention, for comparison; the runs are then one
+  bool with_classes;  ///< false: plain attention, for comparison; the keys have no classes then
   const KeyClasses* sequences;
   /// The rows of the query heads that share a key head lie side by side: packed row r is query row
   /// r / group of head r % group. A tile is at most this many of them.
@@ -60,7 +57,7 @@ struct AttentionCall {
 /// Floats of scratch memory for one tile, aligned to 64 bytes.
 inline std::int64_t attention_scratch_size(std::int64_t tile_rows, std::int64_t score_stride,
                                            std::int64_t padded_dim) {
-  return tile_rows * (score_stride + 3 * padded_dim + 1) + 64;
+  return tile_rows * (score_stride + 3 * padded_dim + 2);
 }
 
 }  // namespace libvar::cpu

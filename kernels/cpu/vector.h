@@ -88,8 +88,41 @@ LIBVAR_INLINE void store(float* target, Floats x) {
   __builtin_memcpy(target, &x, sizeof(x));
 }
 
+// GCC 12 knows no single instruction for __builtin_convertvector.
+LIBVAR_INLINE Words words_of(Halves x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+#else
+  return __builtin_convertvector(x, Words);
+#endif
+}
+
+/// The low halves of the words.
+LIBVAR_INLINE Halves halves_of(Words x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+#else
+  return __builtin_convertvector(x, Halves);
+#endif
+}
+
+/// kLanes bytes as integers.
+LIBVAR_INLINE Ints load_bytes(const std::uint8_t* source) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Ints>(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Ints>(
+      _mm256_cvtepu8_epi32(_mm_loadu_si64(reinterpret_cast<const void*>(source))));
+#else
+  return Ints{source[0], source[1], source[2], source[3]};
+#endif
+}
+
 LIBVAR_INLINE Floats widen(Bfloat16, Halves bits) {
-  return floats_of(__builtin_convertvector(bits, Words) << 16);
+  return floats_of(words_of(bits) << 16);
 }
 
 LIBVAR_INLINE Floats widen(Half, Halves bits) {
@@ -98,7 +131,7 @@ LIBVAR_INLINE Floats widen(Half, Halves bits) {
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits));
 #else
-  const Words x = __builtin_convertvector(bits, Words);
+  const Words x = words_of(bits);
   const Words magnitude = (x & 0x7fffu) << 13;
   // The exponent's bias differs by 112; the product also makes normal floats of subnormal halves.
   Words result = words_of(floats_of(magnitude) * 0x1p112f);
@@ -111,7 +144,7 @@ LIBVAR_INLINE Halves narrow(Bfloat16, Floats x) {
   const Words bits = words_of(x);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const Words nan = reinterpret_cast<Words>(x != x);
-  return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), Halves);
+  return halves_of((rounded & ~nan) | (nan & 0x7fc0u));
 }
 
 LIBVAR_INLINE Halves narrow(Half, Floats x) {
@@ -129,7 +162,7 @@ LIBVAR_INLINE Halves narrow(Half, Floats x) {
   Words result = reinterpret_cast<Ints>(magnitude < 0x38800000u) ? subnormal : normal;
   result = reinterpret_cast<Ints>(magnitude >= 0x477ff000u) ? Words{} + 0x7c00u : result;
   result = reinterpret_cast<Ints>(magnitude > 0x7f800000u) ? Words{} + 0x7e00u : result;
-  return __builtin_convertvector(result | sign, Halves);
+  return halves_of(result | sign);
 #endif
 }
 
@@ -243,6 +276,25 @@ LIBVAR_INLINE Floats sums_of(const Floats (&x)[kLanes]) {
   const Floats(&quarters)[4] = x;
 #endif
   return add_neighbours(add_pairs(quarters[0], quarters[1]), add_pairs(quarters[2], quarters[3]));
+}
+
+/// target[0..3] = sum_of of four vectors, bit for bit.
+LIBVAR_INLINE void store_sums_of(float* target, Floats a, Floats b, Floats c, Floats d) {
+#if defined(__AVX512F__)
+  const Floats quarters = add_quarters(add_halves(a, b), add_halves(c, d));
+  const Floats pairs = add_pairs(quarters, quarters);
+  const Floats sums = add_neighbours(pairs, pairs);
+  for (int i = 0; i < 4; ++i) target[i] = sums[4 * i];
+#elif defined(__AVX2__)
+  const Floats pairs = add_pairs(add_halves(a, b), add_halves(c, d));
+  const Floats sums = add_neighbours(pairs, pairs);
+  target[0] = sums[0];
+  target[1] = sums[4];
+  target[2] = sums[1];
+  target[3] = sums[5];
+#else
+  store(target, add_neighbours(add_pairs(a, b), add_pairs(c, d)));
+#endif
 }
 
 // ---- exp
