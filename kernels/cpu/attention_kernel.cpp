@@ -84,6 +84,42 @@ void load_queries(const Tile<A>& tile) {
   }
 }
 
+// ---- Prefetching
+//
+// The processor's own prefetching stops at every page of memory. A tile reads all its keys, then
+// all its values, then the next head's keys; what lies kAhead keys ahead in that order is asked
+// for, so that memory is never idle.
+
+constexpr std::int64_t kAhead = 48;
+
+template <typename Element>
+LIBVAR_INLINE void prefetch(const Element* row, std::int64_t dim) {
+  constexpr std::int64_t kLine = 64 / sizeof(Element);
+  for (std::int64_t d = 0; d < dim; d += kLine) __builtin_prefetch(row + d);
+}
+
+template <typename A>
+LIBVAR_INLINE void prefetch_after_key(const Tile<A>& tile, std::int64_t key) {
+  const AttentionCall& c = tile.call;
+  const std::int64_t next = key + kAhead;
+  const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
+  prefetch(next < num_keys ? tile.key + next * c.key_stride[2]
+                           : tile.value + (next - num_keys) * c.value_stride[2],
+           c.head_dim);
+}
+
+// Dimensions [d, d + count) of it.
+template <typename A>
+LIBVAR_INLINE void prefetch_after_value(const Tile<A>& tile, std::int64_t key, std::int64_t d,
+                                        std::int64_t count) {
+  const AttentionCall& c = tile.call;
+  const std::int64_t next = key + kAhead;
+  const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
+  prefetch(d + (next < num_keys ? tile.value + next * c.value_stride[2]
+                                : tile.key + c.key_stride[1] + (next - num_keys) * c.key_stride[2]),
+           count);
+}
+
 // ---- Scores
 
 template <typename A, int rows>
@@ -147,6 +183,7 @@ void score_keys(const Tile<A>& tile) {
   const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
   constexpr int kHalf = kLanes / 2;
   for (std::int64_t first = 0; first < num_keys; first += kLanes) {
+    for (int k = 0; k < kLanes; ++k) prefetch_after_key(tile, first + k);
     const std::int64_t there = num_keys - first;
     std::int64_t row = 0;
     for (; row + 2 <= tile.num_rows; row += 2) {
@@ -241,7 +278,7 @@ LIBVAR_INLINE void exponentiate_classes(float mass[kNumTokenClasses], float* sco
       store(scores + j, x);
       const Ints classes = load_bytes(keys.classes + j);
 #pragma GCC unroll 4
-      for (int c = 0; c < kNumTokenClasses; ++c) sums[c] += keep(classes == c, x);
+      for (int c = 0; c < kNumTokenClasses; ++c) sums[c] = add_where(classes, c, x, sums[c]);
     }
   });
   store_sums_of(mass, sums[0], sums[1], sums[2], sums[3]);
@@ -252,12 +289,7 @@ void weigh_mixed_blocks(float* probabilities, const KeyClasses& keys, std::int64
                         std::int64_t num_blocks, const float weight[kNumTokenClasses]) {
   for_mixed_blocks(keys, num_full, num_blocks, [&](std::int64_t first) {
     for (std::int64_t j = first; j < first + kKeyBlock; j += kLanes) {
-      const Ints classes = load_bytes(keys.classes + j);
-      Floats factor = broadcast(weight[0]);
-#pragma GCC unroll 4
-      for (int c = 1; c < kNumTokenClasses; ++c) {
-        factor = select(classes == c, broadcast(weight[c]), factor);
-      }
+      const Floats factor = look_up(weight, load_bytes(keys.classes + j));
       store(probabilities + j, load(probabilities + j) * factor);
     }
   });
@@ -382,6 +414,11 @@ void add_values(const Tile<A>& tile, std::int64_t row, std::int64_t begin, std::
   };
   std::int64_t j = begin;
   for (; j + A::kKeysAtOnce <= end; j += A::kKeysAtOnce) {
+    if (row == 0) {  // the other rows find the values in the cache
+      for (int k = 0; k < A::kKeysAtOnce; ++k) {
+        prefetch_after_value(tile, j + k, d, units * A::kDimStep);
+      }
+    }
     add_keys(value, value + stride, j);
     value += A::kKeysAtOnce * stride;
   }

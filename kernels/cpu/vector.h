@@ -54,9 +54,15 @@ LIBVAR_INLINE Floats select(Ints mask, Floats a, Floats b) {
   return mask ? a : b;
 }
 
-/// The lanes where the mask is all ones, 0 elsewhere.
-LIBVAR_INLINE Floats keep(Ints mask, Floats x) {
-  return floats_of(reinterpret_cast<Words>(mask) & words_of(x));
+/// sum + x in the lanes where index is `value`, sum elsewhere.
+LIBVAR_INLINE Floats add_where(Ints index, int value, Floats x, Floats sum) {
+#if defined(__AVX512F__)
+  const __mmask16 lanes =
+      _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(index), _mm512_set1_epi32(value));
+  return _mm512_mask_add_ps(sum, lanes, sum, x);
+#else
+  return select(index == value, sum + x, sum);
+#endif
 }
 
 /// a > b ? a : b, so that NaN in a is ignored and NaN in b stays.
@@ -118,6 +124,19 @@ LIBVAR_INLINE Ints load_bytes(const std::uint8_t* source) {
       _mm256_cvtepu8_epi32(_mm_loadu_si64(reinterpret_cast<const void*>(source))));
 #else
   return Ints{source[0], source[1], source[2], source[3]};
+#endif
+}
+
+/// table[index] for four floats; every index in [0, 4).
+LIBVAR_INLINE Floats look_up(const float* table, Ints index) {
+#if defined(__AVX512F__)
+  return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(table)),
+                              reinterpret_cast<__m512i>(index));
+#elif defined(__AVX2__)
+  const __m128 four = _mm_loadu_ps(table);
+  return _mm256_permutevar_ps(_mm256_set_m128(four, four), reinterpret_cast<__m256i>(index));
+#else
+  return Floats{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
 #endif
 }
 
