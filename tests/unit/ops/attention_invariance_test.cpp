@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "cpu/attention.h"
 #include "unit/ops/support.h"
 
 namespace libvar::test {
@@ -77,23 +78,28 @@ TEST_CASE("a row of attention does not depend on the capacity behind the keys", 
   }
 }
 
+// Rows of a chunk are computed a few or many at once, behind fewer or more keys, and with 300 keys
+// the sums are taken in two parts. Head sizes: the CPU's general one, and one that it was compiled
+// for.
 TEST_CASE("a row of attention does not depend on the rows computed with it", "[attention]") {
   for (const at::ScalarType type : kDtypes) {
-    AttentionInputs in = random_attention({2, 4, 2, 130, 130, 32}, type, 530);
-    in.row_mask = at::rand({2, 130}, seeded(531), at::kFloat).lt(0.8);
-    const at::Tensor whole = attention(in);
-    for (const std::int64_t chunk : {1, 7, 16, 64}) {
-      std::vector<at::Tensor> parts;
-      for (std::int64_t first = 0; first < 130; first += chunk) {
-        const std::int64_t rows = std::min<std::int64_t>(chunk, 130 - first);
-        AttentionInputs part = in;
-        part.query = in.query.narrow(2, first, rows);
-        part.row_mask = in.row_mask->narrow(1, first, rows);
-        part.kv_lengths = at::full({2}, first + rows, at::kInt);
-        parts.push_back(attention(part));
+    for (const std::int64_t head_dim : {40, 64, 128}) {
+      AttentionInputs in = random_attention({2, 6, 2, 300, 300, head_dim}, type, 530);
+      in.row_mask = at::rand({2, 300}, seeded(531), at::kFloat).lt(0.8);
+      const at::Tensor whole = attention(in);
+      for (const std::int64_t chunk : {1, 7, 16, 64}) {
+        std::vector<at::Tensor> parts;
+        for (std::int64_t first = 0; first < 300; first += chunk) {
+          const std::int64_t rows = std::min<std::int64_t>(chunk, 300 - first);
+          AttentionInputs part = in;
+          part.query = in.query.narrow(2, first, rows);
+          part.row_mask = in.row_mask->narrow(1, first, rows);
+          part.kv_lengths = at::full({2}, first + rows, at::kInt);
+          parts.push_back(attention(part));
+        }
+        INFO(type << ", head size " << head_dim << ", chunks of " << chunk);
+        CHECK(same_bits(at::cat(parts, 2), whole));
       }
-      INFO(type << ", chunks of " << chunk);
-      CHECK(same_bits(at::cat(parts, 2), whole));
     }
   }
 }
@@ -110,7 +116,12 @@ TEST_CASE("attention does not depend on the number of threads", "[attention]") {
 }
 
 TEST_CASE("NaN and infinity in attention stay in the rows that see them", "[attention]") {
-  AttentionInputs in = random_attention({1, 2, 1, 40, 40, 16}, at::kFloat, 550);
+  const at::ScalarType type = GENERATE(at::kFloat, at::kHalf, at::kBFloat16);
+  // Of an odd and an even position, because values may be added in pairs of keys.
+  const std::int64_t bad = GENERATE(24, 25);
+  const std::int64_t behind = 40 - bad;
+  INFO(type << ", position " << bad);
+  AttentionInputs in = random_attention({1, 4, 2, 40, 40, 16}, type, 550);
   const at::Tensor clean = attention(in);
   SECTION("a query") {
     in.query[0][1][13].fill_(kNan);
@@ -119,30 +130,61 @@ TEST_CASE("NaN and infinity in attention stay in the rows that see them", "[atte
     CHECK(same_bits(out[0][0], clean[0][0]));
     CHECK(same_bits(out[0][1].narrow(0, 0, 13), clean[0][1].narrow(0, 0, 13)));
     CHECK(same_bits(out[0][1].narrow(0, 14, 26), clean[0][1].narrow(0, 14, 26)));
+    CHECK(same_bits(out[0].narrow(0, 2, 2), clean[0].narrow(0, 2, 2)));
   }
   SECTION("a key") {
-    in.key[0][0][25][3].fill_(kNan);
+    in.key[0][0][bad][3].fill_(kNan);
     const at::Tensor out = attention(in);
-    CHECK(same_bits(out.narrow(2, 0, 25), clean.narrow(2, 0, 25)));
-    CHECK(out.narrow(2, 25, 15).isnan().all().item<bool>());
+    CHECK(same_bits(out.narrow(2, 0, bad), clean.narrow(2, 0, bad)));
+    CHECK(out[0].narrow(0, 0, 2).narrow(1, bad, behind).isnan().all().item<bool>());
+    CHECK(same_bits(out[0].narrow(0, 2, 2), clean[0].narrow(0, 2, 2)));
   }
   SECTION("a value") {
-    in.value[0][0][25][3].fill_(kNan);
-    const at::Tensor out = attention(in);
-    CHECK(same_bits(out.narrow(2, 0, 25), clean.narrow(2, 0, 25)));
-    CHECK(out.narrow(2, 25, 15).select(3, 3).isnan().all().item<bool>());
-    CHECK(same_bits(out.narrow(3, 4, 12), clean.narrow(3, 4, 12)));
+    for (const double value : {kNan, std::numeric_limits<double>::infinity()}) {
+      in.value[0][0][bad][3].fill_(value);
+      const at::Tensor out = attention(in);
+      CHECK(same_bits(out.narrow(2, 0, bad), clean.narrow(2, 0, bad)));
+      const at::Tensor seen = out[0].narrow(0, 0, 2).narrow(1, bad, behind);
+      CHECK_FALSE(at::isfinite(seen.select(2, 3)).any().item<bool>());
+      CHECK(same_bits(out.narrow(3, 4, 12), clean.narrow(3, 4, 12)));
+      CHECK(same_bits(out[0].narrow(0, 2, 2), clean[0].narrow(0, 2, 2)));
+    }
   }
   SECTION("scores of -infinity are keys that are not there") {
     in.query.select(3, 0).fill_(1.0);
-    AttentionInputs without = in;
-    without.key = in.key.clone();
-    in.key[0][0].narrow(0, 0, 3).fill_(0.0);
-    in.key[0][0].narrow(0, 0, 3).select(1, 0).fill_(-std::numeric_limits<float>::infinity());
+    in.key[0].narrow(1, 0, 3).fill_(0.0);
+    in.key[0].narrow(1, 0, 3).select(2, 0).fill_(-std::numeric_limits<float>::infinity());
     const at::Tensor out = attention(in);
     CHECK(out.narrow(2, 0, 3).eq(0.0).all().item<bool>());
     CHECK_FALSE(out.isnan().any().item<bool>());
-    CHECK(same_bits(out.select(2, 3), in.value.select(2, 3).expand({1, 2, 16})));
+    CHECK(same_bits(out.select(2, 3), in.value.select(2, 3).repeat_interleave(2, 1)));
+  }
+}
+
+// The bits of a row may tell nothing about keys that it does not see: here whether the block in
+// which its last key lies holds keys of other classes too.
+TEST_CASE("a row of attention does not depend on the classes of keys that it does not see",
+          "[attention]") {
+  for (const at::ScalarType type : kDtypes) {
+    AttentionInputs in = random_attention({1, 2, 1, 40, 60, 32}, type, 555);
+    in.sink_scores = at::zeros({1, 60});
+    in.sink_scores[0][12].fill_(21.0);
+    const at::Tensor before = attention(in);
+    in.sink_scores[0][45].fill_(21.0);
+    const at::Tensor after = attention(in);
+    CHECK(same_bits(after.narrow(2, 0, 25), before.narrow(2, 0, 25)));  // positions 20 to 44
+    CHECK_FALSE(same_bits(after.narrow(2, 25, 15), before.narrow(2, 25, 15)));
+  }
+}
+
+TEST_CASE("the CPU kernel without class logic is plain attention", "[attention]") {
+  for (const at::ScalarType type : kDtypes) {
+    const AttentionInputs in = random_attention({2, 6, 2, 9, 333, 128}, type, 556);
+    RedistributionRule off;
+    off.head_rule = HeadRule::kNone;
+    const at::Tensor plain = cpu::attention_without_classes(in.query, in.key, in.value, in.scale);
+    CHECK(largest_difference(plain, doubles(attention(in, off))) <=
+          2.0 * unit(type) * in.value.abs().max().item<double>());
   }
 }
 
