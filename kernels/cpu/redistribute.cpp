@@ -8,55 +8,41 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <bit>
 #include <vector>
 
 #include "checks.h"
-#include "classes.h"
 #include "cpu/element_type.h"
 #include "cpu/redistribute_kernel.h"
 
 namespace libvar::cpu {
 namespace {
 
-// Owns what GroupedKeys points to.
-struct SequenceKeys {
-  std::vector<std::uint8_t> of_group;
-  std::vector<std::uint8_t> of_lane;
-  float num_visual = 0.0f;
-  bool has_visual_sink = false;
-};
-
-SequenceKeys classify(const at::Tensor& sink_scores, const at::Tensor& visual_mask,
-                      std::int64_t sequence, float tau, ElementType type) {
-  const std::int64_t num_keys = sink_scores.size(1);
-  const float* scores = sink_scores.const_data_ptr<float>() + sequence * sink_scores.stride(0);
-  const bool* visual = visual_mask.const_data_ptr<bool>() + sequence * visual_mask.stride(0);
-  const std::int64_t num_groups = (num_keys + kGroup - 1) / kGroup;
-  SequenceKeys keys;
-  keys.of_group.resize(static_cast<std::size_t>(num_groups));
-  keys.of_lane.resize(static_cast<std::size_t>(num_groups * kGroup));
-  std::int64_t num_visual = 0;
-  for (std::int64_t g = 0; g < num_groups; ++g) {
-    const int count = static_cast<int>(std::min<std::int64_t>(kGroup, num_keys - g * kGroup));
-    std::uint8_t* of_lane = keys.of_lane.data() + g * kGroup;
-    unsigned seen = 0;  // a ClassSet
-    for (int i = 0; i < count; ++i) {
-      const std::int64_t j = g * kGroup + i;
-      const bool is_visual = visual[j * visual_mask.stride(1)];
-      const int key_class = token_class(scores[j * sink_scores.stride(1)], is_visual, tau);
-      of_lane[group_lane(type, i)] = static_cast<std::uint8_t>(key_class);
-      seen |= 1u << key_class;
-      num_visual += is_visual ? 1 : 0;
+// The keys of every sequence. Owns what GroupedKeys points to.
+class Sequences {
+ public:
+  Sequences(const at::Tensor& sink_scores, const at::Tensor& visual_mask, float tau,
+            ElementType type) {
+    const at::Tensor scores = sink_scores.contiguous(), visual = visual_mask.contiguous();
+    const std::int64_t batch = scores.size(0), num_keys = scores.size(1);
+    const std::int64_t num_groups = (num_keys + kGroup - 1) / kGroup;
+    of_group_.resize(static_cast<std::size_t>(batch * num_groups));
+    of_lane_.resize(static_cast<std::size_t>(batch * num_groups * kGroup));
+    const auto* visual_bytes = static_cast<const std::uint8_t*>(visual.const_data_ptr());
+    const auto group_keys = LIBVAR_CPU_BUILDS(group_keys).chosen();
+    for (std::int64_t b = 0; b < batch; ++b) {
+      keys_.push_back(group_keys(
+          scores.const_data_ptr<float>() + b * num_keys, visual_bytes + b * num_keys, num_keys, tau,
+          type, of_group_.data() + b * num_groups, of_lane_.data() + b * num_groups * kGroup));
     }
-    const bool mixed = (seen & (seen - 1)) != 0;
-    keys.of_group[static_cast<std::size_t>(g)] =
-        mixed ? kMixedClasses : static_cast<std::uint8_t>(std::countr_zero(seen));
-    keys.has_visual_sink |= (seen & class_set(TokenClass::kVisualSink)) != 0;
   }
-  keys.num_visual = static_cast<float>(num_visual);
-  return keys;
-}
+
+  const GroupedKeys* keys() const { return keys_.data(); }
+
+ private:
+  std::vector<std::uint8_t> of_group_;
+  std::vector<std::uint8_t> of_lane_;
+  std::vector<GroupedKeys> keys_;
+};
 
 // `out` is `probs` for the form in place; then only selected rows are written.
 void run(const at::Tensor& probs, const at::Tensor& out, const at::Tensor& sink_scores,
@@ -65,14 +51,8 @@ void run(const at::Tensor& probs, const at::Tensor& out, const at::Tensor& sink_
   if (probs.numel() == 0) return;
   RedistributeCall call = {};
   call.type = element_type(probs.scalar_type());
-  std::vector<SequenceKeys> owners;
-  std::vector<GroupedKeys> sequences;
-  for (std::int64_t b = 0; b < probs.size(0); ++b) {
-    owners.push_back(classify(sink_scores, visual_mask, b, rule.tau, call.type));
-    const SequenceKeys& keys = owners.back();
-    sequences.push_back(
-        {keys.of_group.data(), keys.of_lane.data(), keys.num_visual, keys.has_visual_sink});
-  }
+  const Sequences sequences(sink_scores, visual_mask, rule.tau, call.type);
+  call.sequences = sequences.keys();
   call.probs = probs.const_data_ptr();
   call.out = out.mutable_data_ptr();
   if (row_mask.has_value()) {
@@ -86,7 +66,6 @@ void run(const at::Tensor& probs, const at::Tensor& out, const at::Tensor& sink_
   call.num_heads = probs.size(1);
   call.num_rows = probs.size(2);
   call.num_keys = probs.size(3);
-  call.sequences = sequences.data();
   call.rule = rule;
   const auto rows = LIBVAR_CPU_BUILDS(redistribute_rows).chosen();
   const std::int64_t grain = std::max<std::int64_t>(1, 32768 / call.num_keys);

@@ -189,7 +189,52 @@ void run_rows(const RedistributeCall& call, std::int64_t begin, std::int64_t end
   }
 }
 
+using Classes = std::uint8_t __attribute__((vector_size(kGroup / 2)));
+
+LIBVAR_INLINE bool any_of(Classes x) {
+  std::uint64_t words[2];
+  static_assert(sizeof(words) == sizeof(x));
+  __builtin_memcpy(&words, &x, sizeof(x));
+  return (words[0] | words[1]) != 0;
+}
+
+// Finds the group's class and puts the classes of its keys, which lie in order, into lane order.
+LIBVAR_INLINE std::uint8_t finish_group(std::uint8_t* of_lane, ElementType type,
+                                        bool* has_visual_sink) {
+  Classes first, second;
+  __builtin_memcpy(&first, of_lane, sizeof(first));
+  __builtin_memcpy(&second, of_lane + kGroup / 2, sizeof(second));
+  const bool mixed = any_of((first ^ first[0]) | (second ^ first[0]));
+  constexpr auto kVisualSink = static_cast<std::uint8_t>(TokenClass::kVisualSink);
+  *has_visual_sink |= any_of(reinterpret_cast<Classes>(first == kVisualSink) |
+                             reinterpret_cast<Classes>(second == kVisualSink));
+  if (mixed && type == ElementType::kBfloat16) {
+    const Classes even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    const Classes even_keys = __builtin_shuffle(first, second, even);
+    const Classes odd_keys = __builtin_shuffle(first, second, even + 1);
+    __builtin_memcpy(of_lane, &even_keys, sizeof(even_keys));
+    __builtin_memcpy(of_lane + kGroup / 2, &odd_keys, sizeof(odd_keys));
+  }
+  return mixed ? kMixedClasses : first[0];
+}
+
 }  // namespace
+
+GroupedKeys group_keys(const float* __restrict scores, const std::uint8_t* __restrict visual,
+                       std::int64_t num_keys, float tau, ElementType type,
+                       std::uint8_t* __restrict of_group, std::uint8_t* __restrict of_lane) {
+  std::int32_t num_visual = 0;
+  for (std::int64_t j = 0; j < num_keys; ++j) {
+    of_lane[j] = static_cast<std::uint8_t>(token_class(scores[j], visual[j] != 0, tau));
+  }
+  for (std::int64_t j = 0; j < num_keys; ++j) num_visual += visual[j] != 0 ? 1 : 0;
+  bool has_visual_sink = false;
+  for (std::int64_t first = 0; first < num_keys; first += kGroup) {
+    for (std::int64_t j = num_keys; j < first + kGroup; ++j) of_lane[j] = of_lane[num_keys - 1];
+    of_group[first / kGroup] = finish_group(of_lane + first, type, &has_visual_sink);
+  }
+  return {of_group, of_lane, static_cast<float>(num_visual), has_visual_sink};
+}
 
 void redistribute_rows(const RedistributeCall& call, std::int64_t begin, std::int64_t end) {
   switch (call.type) {

@@ -13,10 +13,11 @@ namespace libvar::cpu {
 /// Class of a group whose keys are not all of one class.
 inline constexpr std::uint8_t kMixedClasses = kNumTokenClasses;
 
-/// The keys of one sequence, in groups of kGroup, the last one filled up with any class.
+/// The keys of one sequence in groups of kGroup, the last one filled up with the class of the
+/// sequence's last key.
 struct GroupedKeys {
-  const std::uint8_t* of_group;  // [ceil(K / kGroup)]: the class of all its keys or kMixedClasses
-  const std::uint8_t* of_lane;   // [ceil(K / kGroup)][kGroup], see group_lane()
+  const std::uint8_t* of_group;  ///< [ceil(K / kGroup)]: the class of all its keys or kMixedClasses
+  const std::uint8_t* of_lane;   ///< [ceil(K / kGroup)][kGroup], see group_lane()
   float num_visual;
   bool has_visual_sink;
 };
@@ -39,6 +40,12 @@ struct RedistributeCall {
 };
 
 }  // namespace libvar::cpu
+
+/// Fills of_group and of_lane, as large as GroupedKeys says, from scores and visual [K], the
+/// bytes of a bool tensor.
+LIBVAR_DECLARE_CPU_BUILDS(GroupedKeys group_keys(const float* scores, const std::uint8_t* visual,
+                                                 std::int64_t num_keys, float tau, ElementType type,
+                                                 std::uint8_t* of_group, std::uint8_t* of_lane))
 
 /// The rows [begin, end) of all B * H * Q, counted as the contiguous tensor counts them.
 LIBVAR_DECLARE_CPU_BUILDS(void redistribute_rows(const RedistributeCall& call, std::int64_t begin,

@@ -335,6 +335,9 @@ TEST_CASE("redistribute does not mix sequences of a batch", "[redistribute]") {
                                         visual_mask.narrow(0, b, 1));
     CHECK(same_bits(all.narrow(0, b, 1), one));
   }
+  // Scores and mask with any strides.
+  CHECK(same_bits(all, redistribute(probs, sink_scores.t().contiguous().t(),
+                                    visual_mask.t().contiguous().t())));
 }
 
 TEST_CASE("redistribute takes empty tensors", "[redistribute]") {
