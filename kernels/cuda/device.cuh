@@ -1,6 +1,6 @@
 #pragma once
 
-// What the kernels share on the device: element types, warp reductions, strides. No torch.
+// What the kernels share on the device: element types, warp reductions. No torch.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cuda/launch.cuh"
+#include "cuda/strides.h"
 
 namespace libvar::cuda {
 
@@ -62,26 +63,5 @@ LIBVAR_DEVICE float warp_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, offset));
   return x;
 }
-
-/// Elements from one index to the next of [batch, head, row, contiguous] tensors.
-struct RowStrides {
-  std::int64_t batch = 0;
-  std::int64_t head = 0;
-  std::int64_t row = 0;
-
-  LIBVAR_DEVICE std::int64_t offset(std::int64_t b, std::int64_t h, std::int64_t i) const {
-    return b * batch + h * head + i * row;
-  }
-};
-
-/// Elements from one index to the next of [batch, token] tensors.
-struct TokenStrides {
-  std::int64_t batch = 0;
-  std::int64_t token = 0;
-
-  LIBVAR_DEVICE std::int64_t offset(std::int64_t b, std::int64_t j) const {
-    return b * batch + j * token;
-  }
-};
 
 }  // namespace libvar::cuda

@@ -9,7 +9,7 @@
 
 #include <optional>
 
-#include "cuda/device.cuh"
+#include "cuda/strides.h"
 
 namespace libvar::cuda {
 

@@ -4,30 +4,12 @@
 // add_rms_norm_sink_scores). No torch.
 
 #include "cuda/device.cuh"
+#include "cuda/norms.h"
 
 namespace libvar::cuda {
 
 inline constexpr int kNormThreads = 256;
 inline constexpr int kNormWarps = kNormThreads / kWarpSize;
-
-/// Tokens are the rows of a matrix [T, D] whose rows are `..._stride` elements apart.
-template <typename T>
-struct NormArguments {
-  const T* hidden;                // [T, D]
-  const T* delta;                 // [T, D] or null: added to hidden
-  T* residual;                    // hidden again, to take the sum; null without delta
-  const T* weight;                // [D] or null: no norm, only phi
-  const std::int64_t* sink_dims;  // [S] contiguous
-  T* normed;                      // [T, D] contiguous, or null
-  float* phi;                     // [T]
-  std::int64_t hidden_stride;
-  std::int64_t delta_stride;
-  std::int64_t num_tokens;
-  std::int64_t hidden_size;
-  int num_sink_dims;
-  float eps;
-  bool staged;  // the row is kept in shared memory; set by launch_norm
-};
 
 struct alignas(16) NormShared {
   float sums[kNormWarps];

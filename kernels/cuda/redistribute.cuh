@@ -4,32 +4,12 @@
 
 #include "classes.h"
 #include "cuda/device.cuh"
+#include "cuda/redistribute.h"
 
 namespace libvar::cuda {
 
 inline constexpr int kRedistributeThreads = 128;
 inline constexpr int kRedistributeWarps = kRedistributeThreads / kWarpSize;
-
-/// Sizes and tensors as in ops.h. In place: out and its strides are those of probs.
-template <typename T>
-struct RedistributeArguments {
-  const T* probs;            // [B, H, Q, K], K contiguous
-  T* out;                    // [B, H, Q, K], K contiguous
-  const float* sink_scores;  // [B, K]
-  const bool* visual_mask;   // [B, K]
-  const bool* row_mask;      // [B, Q] or null
-  RowStrides probs_stride;
-  RowStrides out_stride;
-  TokenStrides sink_scores_stride;
-  TokenStrides visual_mask_stride;
-  TokenStrides row_mask_stride;
-  std::int64_t batch;
-  std::int64_t num_heads;
-  std::int64_t num_rows;
-  std::int64_t num_keys;
-  RedistributionRule rule;
-  bool staged;  // the row is kept in shared memory; set by launch_redistribute
-};
 
 /// The first four are the masses of the classes.
 enum RedistributeSum { kNumVisualKeys = kNumTokenClasses, kNumVisualSinks, kNumRedistributeSums };
