@@ -8,6 +8,11 @@ libvar_target_options(simt)
 libvar_add_test(NAME simt LABELS cpu simt sanitize
   SOURCES simt/attention_test.cpp simt/emulator_test.cpp simt/norms_test.cpp simt/redistribute_test.cpp
   LINK simt)
+# A GPU refuses a vector that is not aligned; the CPU would take it.
+if(NOT LIBVAR_SANITIZE)
+  target_compile_options(test_simt PRIVATE -fsanitize=alignment -fno-sanitize-recover=alignment)
+  target_link_options(test_simt PRIVATE -fsanitize=alignment)
+endif()
 
 # The ops on a GPU against the ops on the CPU. Skipped loudly without a GPU; LIBVAR_REQUIRE_CUDA=1 makes that a failure.
 if(LIBVAR_WITH_CUDA)

@@ -16,6 +16,15 @@ inline constexpr std::size_t kSharedBytesWithoutOptIn = 48 * 1024;
 /// in a block.
 inline constexpr std::size_t kMostSharedBytes = 96 * 1024;
 
+/// Lets a kernel have dynamic shared memory beyond what all may have.
+template <typename Arguments>
+cudaError_t allow_shared_bytes(void (*kernel)(Arguments), std::size_t shared_bytes) {
+  if (shared_bytes <= kSharedBytesWithoutOptIn) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes));
+}
+
 /// Launches `kernel` over `num_blocks` blocks; no blocks is no launch. Errors come back, they are
 /// not thrown.
 template <typename Arguments>
@@ -23,12 +32,8 @@ cudaError_t launch(void (*kernel)(Arguments), std::int64_t num_blocks, int num_t
                    std::size_t shared_bytes, cudaStream_t stream, const Arguments& arguments) {
   if (num_blocks == 0) return cudaSuccess;
   if (num_blocks < 0 || num_blocks > INT32_MAX) return cudaErrorInvalidValue;
-  if (shared_bytes > kSharedBytesWithoutOptIn) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(num_blocks));
   config.blockDim = dim3(static_cast<unsigned>(num_threads));
@@ -38,13 +43,16 @@ cudaError_t launch(void (*kernel)(Arguments), std::int64_t num_blocks, int num_t
 }
 
 // LIBVAR_UNROLL stands before loops over small arrays: an index that is no constant costs local
-// memory.
+// memory. LIBVAR_NO_UNROLL stands before loops whose loads would otherwise all be in flight at
+// once, each in registers of its own.
 #if defined(__CUDACC__)
 #define LIBVAR_DEVICE __device__ __forceinline__
 #define LIBVAR_UNROLL _Pragma("unroll")
+#define LIBVAR_NO_UNROLL _Pragma("unroll 1")
 #else
 #define LIBVAR_DEVICE inline
 #define LIBVAR_UNROLL
+#define LIBVAR_NO_UNROLL
 #endif
 
 /// The block's dynamic shared memory as the kernel's one struct. Nothing else is shared, so that

@@ -29,7 +29,8 @@ struct RedistributeArguments {
   std::int64_t num_rows;
   std::int64_t num_keys;
   RedistributionRule rule;
-  bool staged;  // the row is kept in shared memory; set by launch_redistribute
+  bool keeps_classes;  // of a long row, in shared memory; set by launch_redistribute
+  bool keeps_row;      // the same
 };
 
 /// Defined in redistribute.cuh, instantiated for every element type in redistribute.cu.

@@ -1,5 +1,6 @@
 // The redistribution kernel against the double-precision oracle, in every lane order.
 
+#include <sys/mman.h>
 #include <catch2/catch.hpp>
 
 #include <algorithm>
@@ -81,15 +82,24 @@ reference::RedistributeProblem make_problem(const Case& c, unsigned seed) {
   return in;
 }
 
-/// [B, H, Q, K] in memory: contiguous, or with heads inside rows and `padding` elements between
-/// rows.
+enum class Layout {
+  kContiguous,
+  kPadded,   ///< every row starts at a multiple of 16 bytes
+  kStrided,  ///< heads inside rows, 5 elements between rows, nothing aligned on purpose
+};
+
+/// [B, H, Q, K] in memory.
 template <typename T>
 struct Probs {
   std::vector<T> memory;
   libvar::cuda::RowStrides strides;
 
-  Probs(const reference::RedistributeProblem& in, bool strided) {
-    const int row_elements = strided ? in.num_keys + 5 : in.num_keys;
+  Probs(const reference::RedistributeProblem& in, Layout layout) {
+    constexpr int kElements = libvar::cuda::kVectorElements<T>;
+    const bool strided = layout == Layout::kStrided;
+    const int row_elements = strided                     ? in.num_keys + 5
+                             : layout == Layout::kPadded ? (in.num_keys / kElements + 2) * kElements
+                                                         : in.num_keys;
     strides.head = strided ? row_elements : std::int64_t{in.num_rows} * row_elements;
     strides.row = strided ? std::int64_t{in.num_heads} * row_elements : row_elements;
     strides.batch = std::int64_t{in.num_heads} * in.num_rows * row_elements;
@@ -112,22 +122,11 @@ struct Probs {
 };
 
 template <typename T>
-std::vector<T> run_kernel(const reference::RedistributeProblem& in, bool strided, bool in_place) {
-  Probs<T> probs(in, strided);
-  probs.for_each(in, [&](std::size_t place, std::size_t index) {
-    probs.memory[place] = to_element<T>(in.probs[index]);
-  });
-  const Probs<T> before = probs;
-  Probs<T> fresh(in, false);
-  Probs<T>& out = in_place ? probs : fresh;
+libvar::cuda::RedistributeArguments<T> arguments(const reference::RedistributeProblem& in) {
   libvar::cuda::RedistributeArguments<T> args = {};
-  args.probs = probs.memory.data();
-  args.out = out.memory.data();
   args.sink_scores = in.sink_scores.data();
   args.visual_mask = reinterpret_cast<const bool*>(in.visual_mask.data());
   args.row_mask = in.row_mask ? reinterpret_cast<const bool*>(in.row_mask->data()) : nullptr;
-  args.probs_stride = probs.strides;
-  args.out_stride = out.strides;
   args.sink_scores_stride = {in.num_keys, 1};
   args.visual_mask_stride = {in.num_keys, 1};
   args.row_mask_stride = {in.num_rows, 1};
@@ -136,6 +135,23 @@ std::vector<T> run_kernel(const reference::RedistributeProblem& in, bool strided
   args.num_rows = in.num_rows;
   args.num_keys = in.num_keys;
   args.rule = in.rule;
+  return args;
+}
+
+template <typename T>
+std::vector<T> run_kernel(const reference::RedistributeProblem& in, Layout layout, bool in_place) {
+  Probs<T> probs(in, layout);
+  probs.for_each(in, [&](std::size_t place, std::size_t index) {
+    probs.memory[place] = to_element<T>(in.probs[index]);
+  });
+  const Probs<T> before = probs;
+  Probs<T> fresh(in, layout == Layout::kPadded ? layout : Layout::kContiguous);
+  Probs<T>& out = in_place ? probs : fresh;
+  auto args = arguments<T>(in);
+  args.probs = probs.memory.data();
+  args.out = out.memory.data();
+  args.probs_stride = probs.strides;
+  args.out_stride = out.strides;
   REQUIRE(libvar::cuda::launch_redistribute(args, nullptr) == cudaSuccess);
   std::vector<T> result(in.probs.size());
   std::vector<bool> inside(out.memory.size());
@@ -144,10 +160,10 @@ std::vector<T> run_kernel(const reference::RedistributeProblem& in, bool strided
     inside[place] = true;
   });
   // Nothing between the rows was written, and the functional form left its input alone.
+  const T untouched = unwritten<T>(1)[0];
   std::size_t written_between = 0;
   for (std::size_t i = 0; i < inside.size(); ++i) {
-    if (!inside[i] && std::memcmp(&out.memory[i], &before.memory[i], sizeof(T)) != 0)
-      ++written_between;
+    if (!inside[i] && std::memcmp(&out.memory[i], &untouched, sizeof(T)) != 0) ++written_between;
   }
   REQUIRE(written_between == 0);
   if (!in_place) REQUIRE(same_bits(probs.memory, before.memory));
@@ -214,22 +230,21 @@ void compare(const reference::RedistributeProblem& in, const std::vector<T>& got
   }
 }
 
+/// Every layout, functional and in place: the same bits everywhere. One layout in every lane order.
 template <typename T>
 Tally check_case(const Case& c) {
   INFO(c.name << ", " << ElementType<T>::kName);
   const auto in = make_problem<T>(c, 7 * static_cast<unsigned>(c.num_keys) + 1);
   Tally tally;
-  std::vector<T> first;
-  for (const bool in_place : {false, true}) {
-    for_all_lane_orders([&] {
-      const auto got = run_kernel<T>(in, in_place, in_place);
-      if (first.empty()) {
-        first = got;
-        compare(in, got, tally);
-      }
-      CHECK(same_bits(got, first));
-    });
-  }
+  const auto first = run_kernel<T>(in, Layout::kContiguous, false);
+  compare(in, first, tally);
+  CHECK(same_bits(run_kernel<T>(in, Layout::kContiguous, true), first));
+  CHECK(same_bits(run_kernel<T>(in, Layout::kPadded, true), first));
+  CHECK(same_bits(run_kernel<T>(in, Layout::kStrided, false), first));
+  for_all_lane_orders([&] {
+    CHECK(same_bits(run_kernel<T>(in, Layout::kPadded, false), first));
+    CHECK(same_bits(run_kernel<T>(in, Layout::kStrided, true), first));
+  });
   return tally;
 }
 
@@ -299,24 +314,142 @@ TEST_CASE("redistribute of a tiny case computed by hand", "[simt][redistribute]"
   in.visual_mask = {0, 1, 1, 0};
   in.rule.rho = 0.5f;
   in.rule.p = 0.5f;
-  CHECK(run_kernel<float>(in, false, false) == std::vector<float>{0.25f, 0.0625f, 0.5625f, 0.125f});
+  CHECK(run_kernel<float>(in, Layout::kContiguous, false) ==
+        std::vector<float>{0.25f, 0.0625f, 0.5625f, 0.125f});
   in.rule.rho = 0.7f;
-  CHECK(run_kernel<float>(in, false, false) == std::vector<float>{0.5f, 0.125f, 0.25f, 0.125f});
+  CHECK(run_kernel<float>(in, Layout::kContiguous, false) ==
+        std::vector<float>{0.5f, 0.125f, 0.25f, 0.125f});
 }
 
-TEMPLATE_TEST_CASE("a row longer than the shared memory is redistributed too",
+// The number of 16-byte vectors in a row chooses its kernel: see launch_redistribute.
+TEMPLATE_TEST_CASE("redistribute agrees with the oracle at the borders of its kernels",
+                   "[simt][redistribute]", float, __half, __nv_bfloat16) {
+  Tally total;
+  for (const int vectors : {32 * 4, 32 * 8, 128 * 4, 256 * 4, 256 * 8}) {
+    for (const int beyond : {-1, 0, 1}) {
+      Case c{"keys of " + std::to_string(vectors) + " vectors and " + std::to_string(beyond)};
+      c.num_keys = vectors * libvar::cuda::kVectorElements<TestType> + beyond;
+      c.num_rows = vectors <= 32 * 8 ? 7 : 3;  // every block gets several rows
+      c.has_row_mask = beyond < 0;
+      c.rule.rho = 0.8f;
+      const Tally tally = check_case<TestType>(c);
+      total.selected += tally.selected;
+      total.rows += tally.rows;
+    }
+  }
+  CHECK(total.selected > total.rows / 10);
+  CHECK(total.selected < total.rows * 9 / 10);
+}
+
+TEMPLATE_TEST_CASE("long rows are redistributed whatever the shared memory holds of them",
                    "[simt][redistribute]", float, __nv_bfloat16) {
-  Case c{"long"};
-  c.batch = 1;
-  c.num_heads = 1;
-  c.num_rows = 2;
-  c.num_keys = static_cast<int>(libvar::cuda::kMostSharedBytes / sizeof(TestType)) + 37;
-  c.rule.rho = 0.5f;
-  const auto in = make_problem<TestType>(c, 5);
-  for (const bool in_place : {false, true}) {
+  using Row = libvar::cuda::LongRow<TestType>;
+  constexpr std::size_t kRoom =
+      libvar::cuda::kMostSharedBytes - sizeof(libvar::cuda::RedistributeShared);
+  constexpr int kBytesOfKey = static_cast<int>(sizeof(TestType));
+  for (const int keys : {256 * 11 * 16 / kBytesOfKey + 37, 98304 / kBytesOfKey + 37, 800037}) {
+    const bool keeps_classes = Row::class_bytes(keys) <= kRoom;
+    const bool keeps_row = Row::class_bytes(keys) + Row::row_bytes(keys) <= kRoom;
+    Case c{std::to_string(keys) + (keeps_classes ? ", classes kept" : "") +
+           (keeps_row ? ", row kept" : "")};
+    CHECK(keeps_classes == (keys != 800037));
+    CHECK(keeps_row == (keys < 98304 / kBytesOfKey));
+    INFO(c.name);
+    c.num_heads = 1;
+    c.num_rows = keeps_classes ? 3 : 1;
+    c.num_keys = keys;
+    c.has_row_mask = keeps_classes;
+    c.rule.rho = 0.5f;
+    auto in = make_problem<TestType>(c, 5);
+    if (c.has_row_mask) in.row_mask = std::vector<std::uint8_t>{1, 0, 1, 1, 1, 0};
     Tally tally;
-    compare(in, run_kernel<TestType>(in, false, in_place), tally);
-    CHECK(tally.selected == 2);
+    const auto first = run_kernel<TestType>(in, Layout::kContiguous, false);
+    compare(in, first, tally);
+    CHECK(tally.selected == (c.has_row_mask ? 4 : 2));
+    CHECK(same_bits(run_kernel<TestType>(in, Layout::kPadded, true), first));
+    simt::set_schedule({simt::LaneOrder::kReverse, 1});
+    CHECK(same_bits(run_kernel<TestType>(in, Layout::kStrided, false), first));
+    simt::set_schedule({});
+  }
+}
+
+TEST_CASE("redistribute takes scores and masks of any stride", "[simt][redistribute]") {
+  Case c{"token strides"};
+  c.num_keys = 200;
+  c.has_row_mask = true;
+  c.rule.rho = 0.7f;
+  const auto in = make_problem<__half>(c, 21);
+  const auto want = run_kernel<__half>(in, Layout::kContiguous, false);
+  // Transposed: the batch is the inner dimension, and nothing else may be read.
+  std::vector<float> scores(in.sink_scores.size());
+  std::vector<std::uint8_t> visual(scores.size());
+  std::vector<std::uint8_t> rows(in.row_mask->size());
+  for (int b = 0; b < 2; ++b) {
+    for (int j = 0; j < 200; ++j) {
+      scores[static_cast<std::size_t>(2 * j + b)] =
+          in.sink_scores[static_cast<std::size_t>(200 * b + j)];
+      visual[static_cast<std::size_t>(2 * j + b)] =
+          in.visual_mask[static_cast<std::size_t>(200 * b + j)];
+    }
+    for (int i = 0; i < 3; ++i)
+      rows[static_cast<std::size_t>(2 * i + b)] =
+          (*in.row_mask)[static_cast<std::size_t>(3 * b + i)];
+  }
+  Probs<__half> probs(in, Layout::kContiguous);
+  for (std::size_t i = 0; i < in.probs.size(); ++i)
+    probs.memory[i] = to_element<__half>(in.probs[i]);
+  auto out = unwritten<__half>(in.probs.size());
+  auto args = arguments<__half>(in);
+  args.probs = probs.memory.data();
+  args.out = out.data();
+  args.probs_stride = args.out_stride = probs.strides;
+  args.sink_scores = scores.data();
+  args.visual_mask = reinterpret_cast<const bool*>(visual.data());
+  args.row_mask = reinterpret_cast<const bool*>(rows.data());
+  args.sink_scores_stride = args.visual_mask_stride = args.row_mask_stride = {1, 2};
+  REQUIRE(libvar::cuda::launch_redistribute(args, nullptr) == cudaSuccess);
+  CHECK(same_bits(out, want));
+}
+
+TEMPLATE_TEST_CASE(
+    "in place only the rows that may be selected are read, and only the selected "
+    "written",
+    "[simt][redistribute]", float, __nv_bfloat16) {
+  // A page for each row: those that the kernel has no business with can't be touched. A row of one
+  // warp, and a long one.
+  for (const std::size_t row_bytes : {4096u, 65536u}) {
+    Case c{"pages"};
+    c.num_keys = static_cast<int>(row_bytes / sizeof(TestType));
+    c.num_rows = 6;
+    c.rule.rho = 0.8f;
+    auto in = make_problem<TestType>(c, 3);
+    in.row_mask = std::vector<std::uint8_t>{0, 0, 1, 1, 1, 1, 0, 1, 0, 1, 0, 1};
+    const auto want = run_kernel<TestType>(in, Layout::kContiguous, false);
+    const auto selection = changed_rows(in, want);
+    const std::size_t num_bytes = row_bytes * selection.size();
+    void* memory =
+        mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(memory != MAP_FAILED);
+    auto* probs = static_cast<TestType*>(memory);
+    for (std::size_t i = 0; i < in.probs.size(); ++i) probs[i] = to_element<TestType>(in.probs[i]);
+    int writable = 0;
+    for (std::size_t row = 0; row < selection.size(); ++row) {
+      const bool may = (*in.row_mask)[row / 12 * 6 + row % 6] != 0;
+      if (selection[row] != 0) ++writable;
+      REQUIRE(mprotect(static_cast<char*>(memory) + row * row_bytes, row_bytes,
+                       selection[row] != 0 ? PROT_READ | PROT_WRITE
+                       : may               ? PROT_READ
+                                           : PROT_NONE) == 0);
+    }
+    CHECK(writable > 2);
+    CHECK(writable < 16);
+    auto args = arguments<TestType>(in);
+    args.probs = args.out = probs;
+    args.probs_stride = args.out_stride = {12 * c.num_keys, 6 * c.num_keys, c.num_keys};
+    REQUIRE(libvar::cuda::launch_redistribute(args, nullptr) == cudaSuccess);
+    REQUIRE(mprotect(memory, num_bytes, PROT_READ) == 0);
+    CHECK(std::memcmp(want.data(), memory, num_bytes) == 0);
+    munmap(memory, num_bytes);
   }
 }
 
@@ -337,7 +470,8 @@ TEST_CASE("redistribute keeps unselected rows bit for bit, NaN included", "[simt
   in.probs[4] = -0.0;
   for_all_lane_orders([&] {
     for (const bool in_place : {false, true}) {
-      const auto got = run_kernel<__half>(in, !in_place, in_place);
+      const auto got =
+          run_kernel<__half>(in, in_place ? Layout::kContiguous : Layout::kStrided, in_place);
       for (std::size_t i = 0; i < 40; ++i)
         CHECK(got[i].bits == to_element<__half>(in.probs[i]).bits);
       CHECK(changed_rows(in, got) == std::vector<std::uint8_t>{0, changed_rows(in, got)[1], 1});
@@ -354,12 +488,12 @@ TEST_CASE("redistribute with p = 0 changes no bit", "[simt][redistribute]") {
   const auto in = make_problem<__nv_bfloat16>(c, 13);
   const auto own = reference::redistribute(in);
   CHECK(std::count(own.selected.begin(), own.selected.end(), 1) > 10);
-  const auto changed = changed_rows(in, run_kernel<__nv_bfloat16>(in, false, false));
+  const auto changed = changed_rows(in, run_kernel<__nv_bfloat16>(in, Layout::kContiguous, false));
   CHECK(std::count(changed.begin(), changed.end(), 1) == 0);
 }
 
 TEST_CASE("redistribute without keys or rows", "[simt][redistribute]") {
   Case c{"empty"};
   c.num_rows = 0;
-  CHECK(run_kernel<float>(make_problem<float>(c, 1), false, false).empty());
+  CHECK(run_kernel<float>(make_problem<float>(c, 1), Layout::kContiguous, false).empty());
 }

@@ -66,6 +66,9 @@ extern Size3 grid_size;
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;
 
+/// What a kernel is told that asks for the size of the device.
+inline constexpr int kNumMultiprocessors = 2;
+
 /// Runs `body` once for each thread of the grid, block after block.
 /// @throws simt::Error  for everything named above; what the body throws is passed on
 void run_grid(Size3 grid, Size3 block, std::size_t shared_bytes, const std::function<void()>& body);

@@ -159,3 +159,25 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                  [&] { std::apply(kernel, kept); });
   return cudaSuccess;
 }
+
+// --- what persistent.cuh asks of the device ---
+
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = simt::kNumMultiprocessors;
+  return cudaSuccess;
+}
+
+/// One: blocks run one after the other, and few blocks make each of them loop.
+template <typename... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* num_blocks, void (*)(Parameters...),
+                                                          int, std::size_t) {
+  *num_blocks = 1;
+  return cudaSuccess;
+}
