@@ -8,6 +8,9 @@
 
 namespace libvar::cuda {
 
+/// Most sink dimensions of a call, as in checks.cpp.
+inline constexpr int kMostSinkDims = 8;
+
 /// Tokens are the rows of a matrix [T, D] whose rows are `..._stride` elements apart.
 template <typename T>
 struct NormArguments {
@@ -24,7 +27,7 @@ struct NormArguments {
   std::int64_t hidden_size;
   int num_sink_dims;
   float eps;
-  bool staged;  // the row is kept in shared memory; set by launch_norm
+  bool keeps_row;  // of a long token, in shared memory; set by launch_norm
 };
 
 /// Defined in norms.cuh, instantiated for every element type in norms.cu.

@@ -140,33 +140,77 @@ void compare(const Problem& in, const KernelResult<T>& got) {
   CHECK(inexact <= 1 + want.normed.size() / 100);
 }
 
-}  // namespace
-
-TEMPLATE_TEST_CASE("sink scores and norms agree with the oracle", "[simt][norms]", float, __half,
-                   __nv_bfloat16) {
-  for (const std::int64_t hidden_size : {1, 31, 32, 33, 255, 256, 257, 576, 1023, 4096}) {
-    for (const bool adds : {false, true}) {
-      for (const bool norms : {false, true}) {
-        if (adds && !norms) continue;
-        INFO("D " << hidden_size << (adds ? ", with delta" : "") << (norms ? ", with norm" : ""));
-        auto in =
-            make_problem<TestType>(3, hidden_size, {hidden_size / 2, hidden_size - 1}, adds, norms);
-        in.eps = hidden_size % 2 == 0 ? 1e-6 : 0.25;
-        std::vector<float> first;
-        for (const std::int64_t padding : {0, 3}) {
-          in.padding = padding;
-          for_all_lane_orders([&] {
-            const auto got = run_kernel<TestType>(in);
-            if (first.empty()) {
-              first = got.phi;
-              compare(in, got);
-            }
-            CHECK(same_bits(got.phi, first));
-          });
+/// The kernel's three uses against the oracle; the same bits at every distance between tokens and
+/// in every lane order.
+template <typename T>
+void check_size(std::int64_t hidden_size, bool all_lane_orders) {
+  for (const bool adds : {false, true}) {
+    for (const bool norms : {false, true}) {
+      if (adds && !norms) continue;
+      INFO("D " << hidden_size << (adds ? ", with delta" : "") << (norms ? ", with norm" : ""));
+      auto in = make_problem<T>(3, hidden_size, {hidden_size / 2, 0, hidden_size - 1}, adds, norms);
+      in.eps = hidden_size % 2 == 0 ? 1e-6 : 0.25;
+      const auto first = run_kernel<T>(in);
+      compare(in, first);
+      const auto check_same = [&] {
+        const auto got = run_kernel<T>(in);
+        CHECK(same_bits(got.phi, first.phi));
+        CHECK(same_bits(got.normed, first.normed));
+        CHECK(same_bits(got.residual, first.residual));
+      };
+      constexpr std::int64_t kElements = libvar::cuda::kVectorElements<T>;
+      for (const std::int64_t padding :
+           {std::int64_t{3}, 2 * kElements - hidden_size % kElements}) {
+        in.padding = padding;
+        if (all_lane_orders) {
+          for_all_lane_orders(check_same);
+        } else {
+          check_same();
         }
       }
     }
   }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("sink scores and norms agree with the oracle", "[simt][norms]", float, __half,
+                   __nv_bfloat16) {
+  for (const std::int64_t hidden_size : {1, 31, 32, 33, 255, 256, 257, 576, 1023, 4096})
+    check_size<TestType>(hidden_size, true);
+}
+
+// The number of 16-byte vectors in a token chooses its kernel: see launch_norm.
+TEMPLATE_TEST_CASE("sink scores and norms agree with the oracle at the borders of the kernels",
+                   "[simt][norms]", float, __half, __nv_bfloat16) {
+  for (const std::int64_t vectors : {128, 256 * 2, 256 * 4, 512 * 4}) {
+    for (const std::int64_t beyond : {-1, 0, 1})
+      check_size<TestType>(vectors * libvar::cuda::kVectorElements<TestType> + beyond, false);
+  }
+}
+
+TEMPLATE_TEST_CASE("any dimension can be a sink dimension", "[simt][norms]", float, __half,
+                   __nv_bfloat16) {
+  // All of them in turn, in the longest row of 256 threads.
+  const std::int64_t hidden_size = 256 * 4 * libvar::cuda::kVectorElements<TestType> - 1;
+  auto in = make_problem<TestType>(1, hidden_size, {}, true, true);
+  double sum = 0.0;
+  const auto plain = run_kernel<TestType>(in);
+  for (const TestType x : plain.residual) sum += to_double(x) * to_double(x);
+  const double rms = std::sqrt(sum / static_cast<double>(hidden_size) + in.eps);
+  std::size_t wrong = 0;
+  for (std::int64_t first = 0; first < hidden_size; first += 8) {
+    in.sink_dims.clear();
+    for (std::int64_t s = 7; s >= 0; --s) in.sink_dims.push_back((first + s) % hidden_size);
+    double largest = 0.0;
+    for (const std::int64_t d : in.sink_dims) {
+      largest =
+          std::fmax(largest, std::fabs(to_double(plain.residual[static_cast<std::size_t>(d)])));
+    }
+    const double phi = run_kernel<TestType>(in).phi[0];
+    if (!(std::fabs(phi - largest / rms) <= libvar::kSinkScoreBound * phi)) ++wrong;
+  }
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("sink scores of a tiny case computed by hand", "[simt][norms]") {
