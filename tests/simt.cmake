@@ -16,6 +16,7 @@ endif()
 
 # The ops on a GPU against the ops on the CPU. Skipped loudly without a GPU; LIBVAR_REQUIRE_CUDA=1 makes that a failure.
 if(LIBVAR_WITH_CUDA)
-  libvar_add_test(NAME cuda LABELS cuda SOURCES unit/ops/cuda_test.cpp LINK libvar::ops LibTorch::torch_cuda)
+  libvar_add_test(NAME cuda LABELS cuda SOURCES unit/ops/cuda_pointwise_test.cpp unit/ops/cuda_test.cpp
+    LINK libvar::ops LibTorch::torch_cuda)
   set_tests_properties(cuda PROPERTIES SKIP_REGULAR_EXPRESSION "cuda tests skipped")
 endif()

@@ -7,74 +7,24 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <cmath>
-#include <cstdlib>
-#include <iostream>
-#include <string>
 #include <vector>
 
 #include "catch.h"
+#include "cuda_support.h"
 #include "libvar/numerics.h"
 #include "libvar/ops.h"
 
 namespace {
 
-/// Whether the test can run. Without a GPU it says so once; ctest then counts the entry as skipped,
-/// unless LIBVAR_REQUIRE_CUDA=1 makes it a failure.
-bool have_gpu() {
-  static const bool has_cuda = at::hasCUDA();
-  const char* required = std::getenv("LIBVAR_REQUIRE_CUDA");
-  if (has_cuda) return true;
-  if (required != nullptr && std::string(required) == "1") {
-    FAIL("no CUDA device was found, and LIBVAR_REQUIRE_CUDA=1 asks for one");
-  }
-  static const bool said = [] {
-    std::cerr << "cuda tests skipped: no CUDA device was found (LIBVAR_REQUIRE_CUDA=1 makes this a "
-                 "failure)\n";
-    return true;
-  }();
-  (void)said;
-  return false;
-}
-
-const std::vector<at::ScalarType> kDtypes = {at::kFloat, at::kHalf, at::kBFloat16};
-
-at::Tensor on_gpu(const at::Tensor& tensor) {
-  return tensor.to(at::kCUDA);
-}
-
-std::optional<at::Tensor> on_gpu(const std::optional<at::Tensor>& tensor) {
-  return tensor ? std::optional<at::Tensor>(on_gpu(*tensor)) : std::nullopt;
-}
-
-double largest_difference(const at::Tensor& a, const at::Tensor& b) {
-  if (a.numel() == 0) return 0.0;
-  return (a.to(at::kCPU, at::kDouble) - b.to(at::kCPU, at::kDouble)).abs().max().item<double>();
-}
-
-/// Both devices round the same float32 result, give or take its error: one unit in the last place
-/// of the largest value.
-double unit_of(at::ScalarType dtype) {
-  return dtype == at::kHalf ? 0x1p-10 : dtype == at::kBFloat16 ? 0x1p-7 : 0.0;
-}
-
-at::Tensor cut(const at::Tensor& tensor, std::int64_t dim, std::int64_t begin, std::int64_t end) {
-  return tensor.slice(dim, begin, end);
-}
-
-struct Tokens {
-  at::Tensor sink_scores;
-  at::Tensor visual_mask;
-};
-
-/// Text, an image, text; BOS and every 9th patch are sinks.
-Tokens make_tokens(std::int64_t batch, std::int64_t num_keys) {
-  const at::Tensor position = at::arange(num_keys);
-  const at::Tensor visual = at::bitwise_and(position >= num_keys / 8, position < num_keys * 3 / 4);
-  const at::Tensor sink = at::where(visual, (position % 9).eq(4), position.eq(0));
-  const at::Tensor phi = at::where(sink, at::full({num_keys}, 30.0f), at::full({num_keys}, 1.0f));
-  return {phi.expand({batch, num_keys}).contiguous(),
-          visual.expand({batch, num_keys}).contiguous()};
-}
+using libvar::test::cut;
+using libvar::test::have_gpu;
+using libvar::test::kDtypes;
+using libvar::test::largest_difference;
+using libvar::test::make_tokens;
+using libvar::test::on_gpu;
+using libvar::test::rule_with;
+using libvar::test::Tokens;
+using libvar::test::unit_of;
 
 libvar::AttentionInputs make_attention(std::int64_t batch, std::int64_t heads,
                                        std::int64_t kv_heads, std::int64_t rows, std::int64_t keys,
@@ -124,80 +74,7 @@ void compare_attention(const libvar::AttentionInputs& in, const libvar::Redistri
   CHECK(largest_difference(gpu.to(at::kCPU) * same, cpu * same) <= bound);
 }
 
-libvar::RedistributionRule rule_with(float rho, float p, float min_visual_mass) {
-  libvar::RedistributionRule rule;
-  rule.rho = rho;
-  rule.p = p;
-  rule.min_visual_mass = min_visual_mass;
-  return rule;
-}
-
 }  // namespace
-
-TEST_CASE("CUDA and CPU agree on sink scores and norms", "[norms][cuda]") {
-  if (!have_gpu()) return;
-  for (const at::ScalarType dtype : kDtypes) {
-    for (const std::int64_t size : {1, 31, 32, 33, 576, 1023, 4096, 5120}) {
-      INFO(dtype << ", D " << size);
-      const at::Tensor dims = at::tensor(std::vector<std::int64_t>{size / 2, size - 1});
-      const at::Tensor hidden = cut(at::randn({2, 9, size}), 1, 2, 8).to(dtype);
-      const at::Tensor weight = at::randn({size}).to(dtype);
-      const at::Tensor phi = libvar::sink_scores(hidden, dims);
-      CHECK(largest_difference(libvar::sink_scores(on_gpu(hidden), on_gpu(dims)), phi) <=
-            1e-5 * phi.max().item<double>());
-      const auto [cpu_normed, cpu_phi] = libvar::rms_norm_sink_scores(hidden, weight, dims);
-      const auto [gpu_normed, gpu_phi] =
-          libvar::rms_norm_sink_scores(on_gpu(hidden), on_gpu(weight), on_gpu(dims));
-      CHECK(largest_difference(gpu_phi, cpu_phi) <= 1e-5 * phi.max().item<double>());
-      const double bound = 1e-5 + 2 * unit_of(dtype);
-      CHECK(largest_difference(gpu_normed, cpu_normed) <=
-            bound * std::fmax(1.0, cpu_normed.abs().max().item<double>()));
-      // The residual is a slice of a larger tensor: changed in place, nothing around it.
-      const at::Tensor delta = at::randn({2, 6, size}).to(dtype);
-      at::Tensor cpu_memory = at::randn({2, 9, size}).to(dtype);
-      at::Tensor gpu_memory = on_gpu(cpu_memory);
-      at::Tensor cpu_residual = cut(cpu_memory, 1, 2, 8);
-      at::Tensor gpu_residual = cut(gpu_memory, 1, 2, 8);
-      const auto [cpu_sum, cpu_sum_phi] =
-          libvar::add_rms_norm_sink_scores(cpu_residual, delta, weight, dims);
-      const auto [gpu_sum, gpu_sum_phi] = libvar::add_rms_norm_sink_scores(
-          gpu_residual, on_gpu(delta), on_gpu(weight), on_gpu(dims));
-      CHECK(at::equal(gpu_memory.to(at::kCPU), cpu_memory));
-      CHECK(largest_difference(gpu_sum_phi, cpu_sum_phi) <=
-            1e-5 * cpu_sum_phi.max().item<double>());
-      CHECK(largest_difference(gpu_sum, cpu_sum) <=
-            bound * std::fmax(1.0, cpu_sum.abs().max().item<double>()));
-    }
-  }
-}
-
-TEST_CASE("CUDA and CPU agree on redistribute", "[redistribute][cuda]") {
-  if (!have_gpu()) return;
-  for (const at::ScalarType dtype : kDtypes) {
-    for (const std::int64_t keys : {1, 31, 32, 33, 103, 576, 640, 1023, 60000}) {
-      INFO(dtype << ", K " << keys);
-      const Tokens tokens = make_tokens(2, keys);
-      // Sharper and flatter rows, so that both outcomes are met.
-      const at::Tensor temperature = at::rand({2, 3, 4, 1}) * 4.0;
-      const at::Tensor probs = at::softmax(at::randn({2, 3, 4, keys}) * temperature, -1).to(dtype);
-      const auto rule = rule_with(0.85f, 0.6f, 0.2f);
-      const at::Tensor cpu =
-          libvar::redistribute(probs, tokens.sink_scores, tokens.visual_mask, std::nullopt, rule);
-      const at::Tensor gpu = libvar::redistribute(on_gpu(probs), on_gpu(tokens.sink_scores),
-                                                  on_gpu(tokens.visual_mask), std::nullopt, rule);
-      CHECK(largest_difference(gpu, cpu) <= 2 * libvar::kRedistributeBound + unit_of(dtype));
-      at::Tensor in_place = on_gpu(probs).transpose(1, 2).contiguous().transpose(1, 2);
-      libvar::redistribute_(in_place, on_gpu(tokens.sink_scores), on_gpu(tokens.visual_mask),
-                            std::nullopt, rule);
-      CHECK(at::equal(in_place, gpu));
-      const at::Tensor no_row = at::zeros({2, 4}, at::kBool);
-      CHECK(at::equal(libvar::redistribute(on_gpu(probs), on_gpu(tokens.sink_scores),
-                                           on_gpu(tokens.visual_mask), on_gpu(no_row), rule)
-                          .to(at::kCPU),
-                      probs));
-    }
-  }
-}
 
 TEST_CASE("CUDA and CPU agree on attention", "[attention][cuda]") {
   if (!have_gpu()) return;

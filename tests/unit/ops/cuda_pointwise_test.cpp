@@ -1,0 +1,165 @@
+// redistribute, norms and sink scores on a GPU against the same ops on the CPU, over the sizes
+// where one kernel takes over from another, and over alignments.
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <vector>
+
+#include "catch.h"
+#include "cuda_support.h"
+#include "libvar/numerics.h"
+#include "libvar/ops.h"
+
+namespace {
+
+using libvar::test::cut;
+using libvar::test::have_gpu;
+using libvar::test::kDtypes;
+using libvar::test::largest_difference;
+using libvar::test::make_tokens;
+using libvar::test::on_gpu;
+using libvar::test::rule_with;
+using libvar::test::Tokens;
+using libvar::test::unit_of;
+
+std::int64_t vector_elements(at::ScalarType dtype) {
+  return 16 / static_cast<std::int64_t>(c10::elementSize(dtype));
+}
+
+/// The sizes, and those around the borders given in 16-byte vectors.
+std::vector<std::int64_t> with_borders(std::vector<std::int64_t> sizes, at::ScalarType dtype,
+                                       const std::vector<std::int64_t>& borders) {
+  for (const std::int64_t vectors : borders) {
+    for (const std::int64_t beyond : {-1, 0, 1})
+      sizes.push_back(vectors * vector_elements(dtype) + beyond);
+  }
+  return sizes;
+}
+
+void compare_norms(at::ScalarType dtype, std::int64_t size) {
+  INFO(dtype << ", D " << size);
+  const at::Tensor dims = at::tensor(std::vector<std::int64_t>{size / 2, size - 1});
+  const at::Tensor hidden = cut(at::randn({2, 9, size}), 1, 2, 8).to(dtype);
+  const at::Tensor weight = at::randn({size}).to(dtype);
+  const at::Tensor phi = libvar::sink_scores(hidden, dims);
+  CHECK(largest_difference(libvar::sink_scores(on_gpu(hidden), on_gpu(dims)), phi) <=
+        1e-5 * phi.max().item<double>());
+  const auto [cpu_normed, cpu_phi] = libvar::rms_norm_sink_scores(hidden, weight, dims);
+  const auto [gpu_normed, gpu_phi] =
+      libvar::rms_norm_sink_scores(on_gpu(hidden), on_gpu(weight), on_gpu(dims));
+  CHECK(largest_difference(gpu_phi, cpu_phi) <= 1e-5 * phi.max().item<double>());
+  const double bound = 1e-5 + 2 * unit_of(dtype);
+  CHECK(largest_difference(gpu_normed, cpu_normed) <=
+        bound * std::fmax(1.0, cpu_normed.abs().max().item<double>()));
+  // The residual is a slice of a larger tensor: changed in place, nothing around it.
+  const at::Tensor delta = at::randn({2, 6, size}).to(dtype);
+  at::Tensor cpu_memory = at::randn({2, 9, size}).to(dtype);
+  at::Tensor gpu_memory = on_gpu(cpu_memory);
+  at::Tensor cpu_residual = cut(cpu_memory, 1, 2, 8);
+  at::Tensor gpu_residual = cut(gpu_memory, 1, 2, 8);
+  const auto [cpu_sum, cpu_sum_phi] =
+      libvar::add_rms_norm_sink_scores(cpu_residual, delta, weight, dims);
+  const auto [gpu_sum, gpu_sum_phi] =
+      libvar::add_rms_norm_sink_scores(gpu_residual, on_gpu(delta), on_gpu(weight), on_gpu(dims));
+  CHECK(at::equal(gpu_memory.to(at::kCPU), cpu_memory));
+  CHECK(largest_difference(gpu_sum_phi, cpu_sum_phi) <= 1e-5 * cpu_sum_phi.max().item<double>());
+  CHECK(largest_difference(gpu_sum, cpu_sum) <=
+        bound * std::fmax(1.0, cpu_sum.abs().max().item<double>()));
+}
+
+/// Rows that start `offset` elements off alignment, `padding` elements apart.
+at::Tensor laid_out(const at::Tensor& probs, std::int64_t offset, std::int64_t padding) {
+  const auto sizes = probs.sizes();
+  const std::int64_t stride = sizes[3] + padding;
+  const std::int64_t num_rows = sizes[0] * sizes[1] * sizes[2];
+  const at::Tensor memory = at::full({num_rows * stride + offset}, 7.0, probs.options());
+  const at::Tensor view = memory.as_strided(
+      sizes, {sizes[1] * sizes[2] * stride, sizes[2] * stride, stride, 1}, offset);
+  return view.copy_(probs);
+}
+
+void compare_redistribute(at::ScalarType dtype, std::int64_t keys) {
+  INFO(dtype << ", K " << keys);
+  const Tokens tokens = make_tokens(2, keys);
+  const at::Tensor phi = on_gpu(tokens.sink_scores);
+  const at::Tensor visual = on_gpu(tokens.visual_mask);
+  const at::Tensor row_mask =
+      at::tensor(std::vector<std::int64_t>{0, 1, 1, 1, 1, 0, 1, 1}).view({2, 4}).to(at::kBool);
+  // Sharper and flatter rows, so that both outcomes are met.
+  const at::Tensor temperature = at::rand({2, 3, 4, 1}) * 4.0;
+  const at::Tensor probs = at::softmax(at::randn({2, 3, 4, keys}) * temperature, -1).to(dtype);
+  const auto rule = rule_with(0.85f, 0.6f, 0.2f);
+  const at::Tensor cpu =
+      libvar::redistribute(probs, tokens.sink_scores, tokens.visual_mask, row_mask, rule);
+  const at::Tensor gpu = libvar::redistribute(on_gpu(probs), phi, visual, on_gpu(row_mask), rule);
+  CHECK(largest_difference(gpu, cpu) <= 2 * libvar::kRedistributeBound + unit_of(dtype));
+  // A row's bits don't depend on where it lies.
+  const std::int64_t aligned = 2 * vector_elements(dtype) - keys % vector_elements(dtype);
+  for (const auto& [offset, padding] :
+       {std::pair<std::int64_t, std::int64_t>{0, aligned}, {1, aligned}, {0, 5}}) {
+    at::Tensor in_place = laid_out(on_gpu(probs), offset, padding);
+    CHECK(at::equal(libvar::redistribute(in_place, phi, visual, on_gpu(row_mask), rule), gpu));
+    libvar::redistribute_(in_place, phi, visual, on_gpu(row_mask), rule);
+    CHECK(at::equal(in_place, gpu));
+    // Nothing between the rows was written.
+    const at::Tensor between =
+        in_place.as_strided({2 * 3 * 4, padding}, {keys + padding, 1}, offset + keys);
+    CHECK(between.slice(0, 0, 23).eq(7.0).all().item<bool>());
+  }
+  at::Tensor rows_outside = on_gpu(probs).transpose(1, 2).contiguous().transpose(1, 2);
+  libvar::redistribute_(rows_outside, phi, visual, on_gpu(row_mask), rule);
+  CHECK(at::equal(rows_outside, gpu));
+  const at::Tensor no_row = at::zeros({2, 4}, at::kBool);
+  CHECK(at::equal(
+      libvar::redistribute(on_gpu(probs), phi, visual, on_gpu(no_row), rule).to(at::kCPU), probs));
+}
+
+}  // namespace
+
+TEST_CASE("CUDA and CPU agree on sink scores and norms", "[norms][cuda]") {
+  if (!have_gpu()) return;
+  for (const at::ScalarType dtype : kDtypes) {
+    for (const std::int64_t size :
+         with_borders({1, 31, 32, 33, 576, 5120}, dtype, {128, 512, 1024, 2048}))
+      compare_norms(dtype, size);
+    compare_norms(dtype, 60000);
+  }
+}
+
+TEST_CASE("CUDA and CPU agree on redistribute", "[redistribute][cuda]") {
+  if (!have_gpu()) return;
+  for (const at::ScalarType dtype : kDtypes) {
+    for (const std::int64_t keys :
+         with_borders({1, 31, 32, 33, 103, 576, 640, 30000, 60000, 500001}, dtype,
+                      {128, 256, 512, 1024, 2048}))
+      compare_redistribute(dtype, keys);
+  }
+}
+
+TEST_CASE("CUDA redistribute of more rows than the device holds at once", "[redistribute][cuda]") {
+  if (!have_gpu()) return;
+  for (const std::int64_t keys : {640, 4096, 16384}) {
+    INFO("K " << keys);
+    const Tokens tokens = make_tokens(3, keys);
+    const std::int64_t num_rows = 3 * (16 << 20) / 3 / 8 / keys;
+    const at::Tensor probs =
+        at::softmax(at::randn({3, 8, num_rows, keys}, at::TensorOptions(at::kCUDA)) * 2.0, -1)
+            .to(at::kBFloat16);
+    const at::Tensor row_mask = at::rand({3, num_rows}) < 0.6;
+    const auto rule = rule_with(0.87f, 0.6f, 0.2f);
+    const at::Tensor cpu = libvar::redistribute(probs.to(at::kCPU), tokens.sink_scores,
+                                                tokens.visual_mask, row_mask, rule);
+    const at::Tensor gpu = libvar::redistribute(probs, on_gpu(tokens.sink_scores),
+                                                on_gpu(tokens.visual_mask), on_gpu(row_mask), rule);
+    // A head within rounding of rho may fall on either side: those rows are counted apart.
+    const at::Tensor wrong =
+        (gpu.to(at::kCPU, at::kFloat) - cpu.to(at::kFloat)).abs().amax(-1) >
+        2 * libvar::kRedistributeBound + unit_of(at::kBFloat16) * cpu.to(at::kFloat).amax(-1);
+    CHECK(wrong.sum().item<std::int64_t>() <= wrong.numel() / 100);
+    at::Tensor in_place = probs.clone();
+    libvar::redistribute_(in_place, on_gpu(tokens.sink_scores), on_gpu(tokens.visual_mask),
+                          on_gpu(row_mask), rule);
+    CHECK(at::equal(in_place, gpu));
+  }
+}
