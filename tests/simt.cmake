@@ -20,3 +20,13 @@ if(LIBVAR_WITH_CUDA)
     LINK libvar::ops LibTorch::torch_cuda)
   set_tests_properties(cuda PROPERTIES SKIP_REGULAR_EXPRESSION "cuda tests skipped")
 endif()
+
+# Registers, stack and spills of every kernel against tests/cuda_resources/budget.json, for this build's architectures.
+if(LIBVAR_WITH_CUDA)
+  find_program(LIBVAR_SYSTEM_PYTHON python3 REQUIRED)
+  string(REGEX REPLACE "-(real|virtual)" "" architectures "${CMAKE_CUDA_ARCHITECTURES}")
+  string(REPLACE ";" "," architectures "${architectures}")
+  add_test(NAME cuda_resources COMMAND "${LIBVAR_SYSTEM_PYTHON}" "${CMAKE_CURRENT_SOURCE_DIR}/cuda_resources/check.py"
+    --nvcc "${CMAKE_CUDA_COMPILER}" --architectures "${architectures}")
+  set_tests_properties(cuda_resources PROPERTIES LABELS cuda-build TIMEOUT 600)
+endif()
