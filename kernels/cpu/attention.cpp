@@ -17,6 +17,7 @@
 #include "classes.h"
 #include "cpu/attention.h"
 #include "cpu/attention_kernel.h"
+#include "cpu/element_type.h"
 
 namespace libvar::cpu {
 namespace {
@@ -124,11 +125,6 @@ class ClassifiedKeys {
   std::unique_ptr<std::int32_t[]> blocks_;   // [B][blocks of the capacity]
   std::vector<KeyClasses> sequences_;
 };
-
-ElementType element_type(at::ScalarType type) {
-  if (type == at::kHalf) return ElementType::kHalf;
-  return type == at::kBFloat16 ? ElementType::kBfloat16 : ElementType::kFloat;
-}
 
 AttentionCall make_call(const checks::AttentionTensors& t, const at::Tensor& out,
                         const KeyClasses* sequences, double scale, bool with_classes) {

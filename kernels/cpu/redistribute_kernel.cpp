@@ -19,54 +19,12 @@ namespace {
 // small at any K.
 constexpr std::int64_t kBlock = 64;
 
-// The number of each lane's class.
-LIBVAR_INLINE Ints classes_at(const std::uint8_t* of_lane) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Ints>(
-      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_lane))));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Ints>(
-      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(of_lane))));
-#else
-  std::uint8_t bytes __attribute__((vector_size(kLanes)));
-  __builtin_memcpy(&bytes, of_lane, sizeof(bytes));
-  return __builtin_convertvector(bytes, Ints);
-#endif
-}
-
-// sum += x in the lanes of one class. Lanes of the others add 0, whatever they hold.
-LIBVAR_INLINE void add_class(Floats& sum, Floats x, Ints classes, int token_class) {
-#if defined(__AVX512F__)
-  const __mmask16 mask =
-      _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(classes), _mm512_set1_epi32(token_class));
-  sum = _mm512_mask_add_ps(sum, mask, sum, x);
-#else
-  sum += keep(classes == token_class, x);
-#endif
-}
-
-// The weight of each lane's class.
-LIBVAR_INLINE Floats weights_of(const float (&weight)[kNumTokenClasses], Ints classes) {
-#if defined(__AVX512F__)
-  return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(weight)),
-                              reinterpret_cast<__m512i>(classes));
-#elif defined(__AVX2__)
-  const __m128 four = _mm_loadu_ps(weight);
-  return _mm256_permutevar_ps(_mm256_broadcast_ps(&four), reinterpret_cast<__m256i>(classes));
-#else
-  Floats result = keep(classes == 0, broadcast(weight[0]));
-  for (int c = 1; c < kNumTokenClasses; ++c) {
-    result += keep(classes == c, broadcast(weight[c]));
-  }
-  return result;
-#endif
-}
-
 LIBVAR_INLINE void add_mixed(HalfGroup (&mass)[kNumTokenClasses], const HalfGroup& x,
                              const std::uint8_t* of_lane) {
   for (int i = 0; i < kParts; ++i) {
-    const Ints classes = classes_at(of_lane + i * kLanes);
-    for (int c = 0; c < kNumTokenClasses; ++c) add_class(mass[c].part[i], x.part[i], classes, c);
+    const Ints classes = load_bytes(of_lane + i * kLanes);
+    for (int c = 0; c < kNumTokenClasses; ++c)
+      mass[c].part[i] = add_where(classes, c, x.part[i], mass[c].part[i]);
   }
 }
 
@@ -115,8 +73,7 @@ LIBVAR_INLINE void row_masses(float (&mass)[kNumTokenClasses], const T* row,
 
 LIBVAR_INLINE void scale_mixed(HalfGroup& x, const float (&weight)[kNumTokenClasses],
                                const std::uint8_t* of_lane) {
-  for (int i = 0; i < kParts; ++i)
-    x.part[i] *= weights_of(weight, classes_at(of_lane + i * kLanes));
+  for (int i = 0; i < kParts; ++i) x.part[i] *= look_up(weight, load_bytes(of_lane + i * kLanes));
 }
 
 LIBVAR_INLINE Group scaled(Group x, const float (&weight)[kNumTokenClasses], std::uint8_t of_group,
