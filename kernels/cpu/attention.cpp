@@ -24,6 +24,7 @@ namespace {
 
 constexpr std::int64_t kMaxTileRows = 64;
 constexpr std::int64_t kLeastTileRows = 8;    // below that keys are read too often
+constexpr std::int64_t kPaddedDim = 32;       // a multiple of every build's vectors
 constexpr std::int64_t kTileScores = 131072;  // floats, half of a usual second-level cache
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
@@ -162,28 +163,93 @@ std::int64_t choose_tile_rows(std::int64_t packed_rows, std::int64_t score_strid
   return std::min(rows, packed_rows);
 }
 
+using Scratch = std::unique_ptr<void, decltype(&std::free)>;
+
+Scratch allocate_floats(std::int64_t count) {
+  const auto bytes = static_cast<std::size_t>(round_up(count * 4, 64));
+  Scratch scratch(std::aligned_alloc(64, bytes), &std::free);
+  TORCH_CHECK(scratch != nullptr, "attention: out of memory, ", bytes, " bytes");
+  return scratch;
+}
+
+// The tiles of a call: which rows the i-th one has.
+struct Tiles {
+  std::int64_t packed_rows, rows, per_head, num_kv_heads, count;
+
+  Tiles(const AttentionCall& call, std::int64_t batch)
+      : packed_rows(call.num_rows * (call.num_heads / call.num_kv_heads)),
+        rows(choose_tile_rows(packed_rows, call.score_stride, batch * call.num_kv_heads)),
+        per_head((packed_rows + rows - 1) / rows),
+        num_kv_heads(call.num_kv_heads),
+        count(batch * num_kv_heads * per_head) {}
+
+  AttentionTile tile(std::int64_t i, float* scratch) const {
+    const std::int64_t first_row = i % per_head * rows;
+    return {i / per_head / num_kv_heads, i / per_head % num_kv_heads, first_row,
+            std::min(first_row + rows, packed_rows), scratch};
+  }
+};
+
+// One thread computes a tile from beginning to end.
+void run_tiles(const AttentionCall& call, const Tiles& tiles) {
+  const auto attend = LIBVAR_CPU_BUILDS(attend).chosen();
+  const std::int64_t size =
+      attention_scratch_size(tiles.rows, call.score_stride, round_up(call.head_dim, kPaddedDim), 2);
+  at::parallel_for(0, tiles.count, 1, [&](std::int64_t begin, std::int64_t end) {
+    const Scratch scratch = allocate_floats(size);
+    for (std::int64_t i = begin; i < end; ++i) {
+      attend(call, tiles.tile(i, static_cast<float*>(scratch.get())));
+    }
+  });
+}
+
+// Fewer tiles than threads: threads share the keys of a tile.
+void run_steps(const AttentionCall& call, const Tiles& tiles, std::int64_t num_chunks) {
+  const auto attend_step = LIBVAR_CPU_BUILDS(attend_step).chosen();
+  const std::int64_t size =
+      round_up(attention_scratch_size(tiles.rows, call.score_stride,
+                                      round_up(call.head_dim, kPaddedDim), num_chunks),
+               64);
+  const Scratch scratch = allocate_floats(tiles.count * size);
+  const auto tile = [&](std::int64_t i) {
+    return tiles.tile(i, static_cast<float*>(scratch.get()) + i * size);
+  };
+  const auto for_chunks = [&](AttentionStep step) {
+    at::parallel_for(0, tiles.count * num_chunks, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t chunk = i % num_chunks;
+        attend_step(call, tile(i / num_chunks), step, chunk, chunk + 1);
+      }
+    });
+  };
+  const auto for_rows = [&](AttentionStep step) {
+    at::parallel_for(0, tiles.count * tiles.rows, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const AttentionTile own = tile(i / tiles.rows);
+        const std::int64_t row = i % tiles.rows;
+        if (row < own.end_row - own.first_row) attend_step(call, own, step, row, row + 1);
+      }
+    });
+  };
+  for (std::int64_t i = 0; i < tiles.count; ++i) {
+    attend_step(call, tile(i), AttentionStep::kPrepare, 0, 0);
+  }
+  for_chunks(AttentionStep::kScores);
+  for_rows(AttentionStep::kWeights);
+  for_chunks(AttentionStep::kValues);
+  for_rows(AttentionStep::kFinish);
+}
+
 void run(AttentionCall call, std::int64_t batch, std::int64_t max_keys) {
-  const std::int64_t packed_rows = call.num_rows * (call.num_heads / call.num_kv_heads);
   // Rows a power of two apart would meet in the same few lines of a cache.
   call.score_stride = round_up(max_keys, kKeyBlock) + kKeyBlock;
-  call.tile_rows = choose_tile_rows(packed_rows, call.score_stride, batch * call.num_kv_heads);
-  const std::int64_t tiles = (packed_rows + call.tile_rows - 1) / call.tile_rows;
-  const auto bytes = static_cast<std::size_t>(round_up(
-      attention_scratch_size(call.tile_rows, call.score_stride, round_up(call.head_dim, 32)) * 4,
-      64));
-  const auto attend = LIBVAR_CPU_BUILDS(attend_tile).chosen();
-  at::parallel_for(0, batch * call.num_kv_heads * tiles, 1,
-                   [&](std::int64_t begin, std::int64_t end) {
-                     const std::unique_ptr<void, decltype(&std::free)> scratch(
-                         std::aligned_alloc(64, bytes), &std::free);
-                     TORCH_CHECK(scratch != nullptr, "attention: out of memory, ", bytes, " bytes");
-                     for (std::int64_t i = begin; i < end; ++i) {
-                       const std::int64_t first_row = i % tiles * call.tile_rows;
-                       attend(call, i / tiles / call.num_kv_heads, i / tiles % call.num_kv_heads,
-                              first_row, std::min(first_row + call.tile_rows, packed_rows),
-                              static_cast<float*>(scratch.get()));
-                     }
-                   });
+  const Tiles tiles(call, batch);
+  const std::int64_t num_chunks = (max_keys + kKeyChunk - 1) / kKeyChunk;
+  if (tiles.count < at::get_num_threads() && num_chunks > 1 && !at::in_parallel_region()) {
+    run_steps(call, tiles, num_chunks);
+  } else {
+    run_tiles(call, tiles);
+  }
 }
 
 at::Tensor attend_checked(const checks::AttentionTensors& tensors, const RedistributionRule& rule,

@@ -15,7 +15,7 @@ LIBVAR_INLINE std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// One tile while it is computed. Everything a thread writes lies in its scratch memory.
+// One tile and its memory.
 template <typename A>
 struct Tile {
   using Element = typename A::Element;
@@ -28,36 +28,30 @@ struct Tile {
   std::int64_t sequence, kv_head, first_row, num_rows, group, padded_dim;
   float* scores;       // [num_rows][score_stride]: scores, then probabilities, then A's factors
   float* queries;      // [num_rows][padded_dim], as A::Factor
-  float* sums;         // [num_rows][padded_dim]
-  float* partial;      // [num_rows][padded_dim]: sums of the current chunk
   float* totals;       // [num_rows]
   std::int32_t* seen;  // [num_rows]: keys that a row sees; never fewer than the row before
+  float* sums;         // [2 or chunks][num_rows][padded_dim]
 
-  Tile(const AttentionCall& c, std::int64_t sequence_index, std::int64_t head, std::int64_t first,
-       std::int64_t end, float* scratch)
+  Tile(const AttentionCall& c, const AttentionTile& place)
       : call(c),
-        keys(c.sequences[sequence_index]),
-        key(static_cast<const Element*>(c.key) + sequence_index * c.key_stride[0] +
-            head * c.key_stride[1]),
-        value(static_cast<const Element*>(c.value) + sequence_index * c.value_stride[0] +
-              head * c.value_stride[1]),
-        sequence(sequence_index),
-        kv_head(head),
-        first_row(first),
-        num_rows(end - first),
+        keys(c.sequences[place.sequence]),
+        key(static_cast<const Element*>(c.key) + place.sequence * c.key_stride[0] +
+            place.kv_head * c.key_stride[1]),
+        value(static_cast<const Element*>(c.value) + place.sequence * c.value_stride[0] +
+              place.kv_head * c.value_stride[1]),
+        sequence(place.sequence),
+        kv_head(place.kv_head),
+        first_row(place.first_row),
+        num_rows(place.end_row - place.first_row),
         group(c.num_heads / c.num_kv_heads),
         padded_dim(round_up(c.head_dim, A::kDimStep)),
-        scores(scratch),
+        scores(place.scratch),
         queries(scores + num_rows * c.score_stride),
-        sums(queries + num_rows * padded_dim),
-        partial(sums + num_rows * padded_dim),
-        totals(partial + num_rows * padded_dim),
-        seen(reinterpret_cast<std::int32_t*>(totals + num_rows)) {
-    for (std::int64_t row = 0; row < num_rows; ++row) {
-      const std::int64_t position = keys.length - call.num_rows + query_row(row);
-      seen[row] = position < 0 ? 0 : static_cast<std::int32_t>(position + 1);
-    }
-  }
+        totals(queries + num_rows * padded_dim),
+        seen(reinterpret_cast<std::int32_t*>(totals + num_rows)),
+        sums(totals + 2 * num_rows) {}
+
+  std::int64_t num_keys() const { return seen[num_rows - 1]; }
 
   std::int64_t query_row(std::int64_t row) const { return (first_row + row) / group; }
 
@@ -70,13 +64,17 @@ struct Tile {
   }
 
   Factor* factors_of(std::int64_t row) const { return reinterpret_cast<Factor*>(scores_of(row)); }
+
+  float* sums_at(std::int64_t index) const { return sums + index * num_rows * padded_dim; }
 };
 
 template <typename A>
-void load_queries(const Tile<A>& tile) {
+void prepare(const Tile<A>& tile) {
   const AttentionCall& c = tile.call;
   const auto* query = static_cast<const typename A::Element*>(c.query);
   for (std::int64_t row = 0; row < tile.num_rows; ++row) {
+    const std::int64_t position = tile.keys.length - c.num_rows + tile.query_row(row);
+    tile.seen[row] = position < 0 ? 0 : static_cast<std::int32_t>(position + 1);
     const auto* source = query + tile.sequence * c.query_stride[0] +
                          tile.head(row) * c.query_stride[1] +
                          tile.query_row(row) * c.query_stride[2];
@@ -102,7 +100,7 @@ template <typename A>
 LIBVAR_INLINE void prefetch_after_key(const Tile<A>& tile, std::int64_t key) {
   const AttentionCall& c = tile.call;
   const std::int64_t next = key + kAhead;
-  const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
+  const std::int64_t num_keys = tile.num_keys();
   prefetch(next < num_keys ? tile.key + next * c.key_stride[2]
                            : tile.value + (next - num_keys) * c.value_stride[2],
            c.head_dim);
@@ -114,7 +112,7 @@ LIBVAR_INLINE void prefetch_after_value(const Tile<A>& tile, std::int64_t key, s
                                         std::int64_t count) {
   const AttentionCall& c = tile.call;
   const std::int64_t next = key + kAhead;
-  const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
+  const std::int64_t num_keys = tile.num_keys();
   prefetch(d + (next < num_keys ? tile.value + next * c.value_stride[2]
                                 : tile.key + c.key_stride[1] + (next - num_keys) * c.key_stride[2]),
            count);
@@ -179,10 +177,10 @@ LIBVAR_INLINE void score_block(const Tile<A>& tile, std::int64_t row, std::int64
 }
 
 template <typename A, int dim_steps>
-void score_keys(const Tile<A>& tile) {
-  const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
+void score_keys(const Tile<A>& tile, std::int64_t begin, std::int64_t end) {
+  const std::int64_t num_keys = least(end, tile.num_keys());
   constexpr int kHalf = kLanes / 2;
-  for (std::int64_t first = 0; first < num_keys; first += kLanes) {
+  for (std::int64_t first = begin; first < num_keys; first += kLanes) {
     for (int k = 0; k < kLanes; ++k) prefetch_after_key(tile, first + k);
     const std::int64_t there = num_keys - first;
     std::int64_t row = 0;
@@ -205,15 +203,16 @@ void score_keys(const Tile<A>& tile) {
   }
 }
 
+// Scores of the keys [begin, end).
 template <typename A>
-void score_keys(const Tile<A>& tile) {
+void score_keys(const Tile<A>& tile, std::int64_t begin, std::int64_t end) {
   switch (tile.call.head_dim) {
     case 128:
-      return score_keys<A, 128 / A::kDimStep>(tile);
+      return score_keys<A, 128 / A::kDimStep>(tile, begin, end);
     case 64:
-      return score_keys<A, 64 / A::kDimStep>(tile);
+      return score_keys<A, 64 / A::kDimStep>(tile, begin, end);
     default:
-      return score_keys<A, 0>(tile);
+      return score_keys<A, 0>(tile, begin, end);
   }
 }
 
@@ -449,11 +448,10 @@ void add_values_of_rows(const Tile<A>& tile, std::int64_t row, std::int64_t begi
   if (d < dim) add_values<A, rows, 1, true>(tile, row, begin, end, sums, fresh, d, dim - d);
 }
 
-// The chunk [begin, end) of the keys for `rows` rows: together as far as all of them see, then one
-// by one.
+// The keys [begin, end) for `rows` rows: together as far as all of them see, then one by one.
 template <typename A, int rows>
-void add_chunk(const Tile<A>& tile, std::int64_t row, std::int64_t begin, std::int64_t end,
-               float* sums) {
+void add_chunk_of_rows(const Tile<A>& tile, std::int64_t row, std::int64_t begin, std::int64_t end,
+                       float* sums) {
   const std::int64_t common = least(end, tile.seen[row] / A::kKeysAtOnce * A::kKeysAtOnce);
   const bool together = common > begin;
   if (together) add_values_of_rows<A, rows>(tile, row, begin, common, sums, true);
@@ -464,27 +462,39 @@ void add_chunk(const Tile<A>& tile, std::int64_t row, std::int64_t begin, std::i
   }
 }
 
+// sums = factors * values over one chunk of the keys. Rows that see nothing of it are left out.
+template <typename A>
+void add_chunk(const Tile<A>& tile, std::int64_t chunk, float* sums) {
+  const std::int64_t begin = chunk * kKeyChunk;
+  const std::int64_t end = least(begin + kKeyChunk, tile.num_keys());
+  if (end <= begin) return;
+  std::int64_t row = 0;
+  for (; row + 4 <= tile.num_rows; row += 4) add_chunk_of_rows<A, 4>(tile, row, begin, end, sums);
+  if (row + 2 <= tile.num_rows) {
+    add_chunk_of_rows<A, 2>(tile, row, begin, end, sums);
+    row += 2;
+  }
+  if (row < tile.num_rows) add_chunk_of_rows<A, 1>(tile, row, begin, end, sums);
+}
+
+// Adds a later chunk's sums of one row to those of the first.
+template <typename A>
+void merge_chunk(const Tile<A>& tile, std::int64_t row, std::int64_t chunk, const float* sums) {
+  if (tile.seen[row] <= chunk * kKeyChunk) return;
+  float* target = tile.sums + row * tile.padded_dim;
+  const float* source = sums + row * tile.padded_dim;
+  for (std::int64_t d = 0; d < tile.padded_dim; d += kLanes) {
+    store(target + d, load(target + d) + load(source + d));
+  }
+}
+
 template <typename A>
 void add_all_values(const Tile<A>& tile) {
-  const std::int64_t num_keys = tile.seen[tile.num_rows - 1];
-  for (std::int64_t begin = 0; begin < num_keys; begin += kKeyChunk) {
-    const std::int64_t end = least(begin + kKeyChunk, num_keys);
-    float* target = begin == 0 ? tile.sums : tile.partial;
-    std::int64_t row = 0;
-    for (; row + 4 <= tile.num_rows; row += 4) add_chunk<A, 4>(tile, row, begin, end, target);
-    if (row + 2 <= tile.num_rows) {
-      add_chunk<A, 2>(tile, row, begin, end, target);
-      row += 2;
-    }
-    if (row < tile.num_rows) add_chunk<A, 1>(tile, row, begin, end, target);
-    if (begin == 0) continue;
-    for (row = 0; row < tile.num_rows; ++row) {
-      if (tile.seen[row] <= begin) continue;
-      float* sums = tile.sums + row * tile.padded_dim;
-      const float* partial = tile.partial + row * tile.padded_dim;
-      for (std::int64_t d = 0; d < tile.padded_dim; d += kLanes) {
-        store(sums + d, load(sums + d) + load(partial + d));
-      }
+  add_chunk(tile, 0, tile.sums);
+  for (std::int64_t chunk = 1; chunk * kKeyChunk < tile.num_keys(); ++chunk) {
+    add_chunk(tile, chunk, tile.sums_at(1));
+    for (std::int64_t row = 0; row < tile.num_rows; ++row) {
+      merge_chunk(tile, row, chunk, tile.sums_at(1));
     }
   }
 }
@@ -509,28 +519,68 @@ void write_row(const Tile<A>& tile, std::int64_t row) {
 }
 
 template <typename A>
-void attend(const AttentionCall& call, std::int64_t sequence, std::int64_t kv_head,
-            std::int64_t first_row, std::int64_t end_row, float* scratch) {
-  const Tile<A> tile(call, sequence, kv_head, first_row, end_row, scratch);
-  load_queries(tile);
-  score_keys(tile);
+void attend_all(const AttentionCall& call, const AttentionTile& place) {
+  const Tile<A> tile(call, place);
+  prepare(tile);
+  score_keys(tile, 0, tile.num_keys());
   for (std::int64_t row = 0; row < tile.num_rows; ++row) weigh_row(tile, row);
   add_all_values(tile);
   for (std::int64_t row = 0; row < tile.num_rows; ++row) write_row(tile, row);
 }
 
+template <typename A>
+void attend_part(const AttentionCall& call, const AttentionTile& place, AttentionStep step,
+                 std::int64_t begin, std::int64_t end) {
+  const Tile<A> tile(call, place);
+  switch (step) {
+    case AttentionStep::kPrepare:
+      return prepare(tile);
+    case AttentionStep::kScores:
+      return score_keys(tile, begin * kKeyChunk, end * kKeyChunk);
+    case AttentionStep::kWeights:
+      for (std::int64_t row = begin; row < end; ++row) weigh_row(tile, row);
+      return;
+    case AttentionStep::kValues:
+      for (std::int64_t chunk = begin; chunk < end; ++chunk) {
+        add_chunk(tile, chunk, tile.sums_at(chunk));
+      }
+      return;
+    case AttentionStep::kFinish:
+      for (std::int64_t row = begin; row < end; ++row) {
+        for (std::int64_t chunk = 1; chunk * kKeyChunk < tile.seen[row]; ++chunk) {
+          merge_chunk(tile, row, chunk, tile.sums_at(chunk));
+        }
+        write_row(tile, row);
+      }
+      return;
+  }
+}
+
+// Calls f with the arithmetic of an element type.
+template <typename F>
+LIBVAR_INLINE void with_arithmetic(ElementType type, F&& f) {
+  switch (type) {
+    case ElementType::kFloat:
+      return f(FloatArithmetic<float>());
+    case ElementType::kHalf:
+      return f(FloatArithmetic<Half>());
+    case ElementType::kBfloat16:
+      return f(Bfloat16Arithmetic());
+  }
+}
+
 }  // namespace
 
-void attend_tile(const AttentionCall& call, std::int64_t sequence, std::int64_t kv_head,
-                 std::int64_t first_row, std::int64_t end_row, float* scratch) {
-  switch (call.type) {
-    case ElementType::kFloat:
-      return attend<FloatArithmetic<float>>(call, sequence, kv_head, first_row, end_row, scratch);
-    case ElementType::kHalf:
-      return attend<FloatArithmetic<Half>>(call, sequence, kv_head, first_row, end_row, scratch);
-    case ElementType::kBfloat16:
-      return attend<Bfloat16Arithmetic>(call, sequence, kv_head, first_row, end_row, scratch);
-  }
+void attend(const AttentionCall& call, const AttentionTile& tile) {
+  with_arithmetic(call.type,
+                  [&](auto arithmetic) { attend_all<decltype(arithmetic)>(call, tile); });
+}
+
+void attend_step(const AttentionCall& call, const AttentionTile& tile, AttentionStep step,
+                 std::int64_t begin, std::int64_t end) {
+  with_arithmetic(call.type, [&](auto arithmetic) {
+    attend_part<decltype(arithmetic)>(call, tile, step, begin, end);
+  });
 }
 
 }  // namespace libvar::cpu::LIBVAR_CPU_NAMESPACE

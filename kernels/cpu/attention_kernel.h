@@ -48,21 +48,40 @@ struct AttentionCall {
   float scale;
   bool with_classes;  ///< false: plain attention, for comparison; the keys have no classes then
   const KeyClasses* sequences;
-  /// The rows of the query heads that share a key head lie side by side: packed row r is query row
-  /// r / group of head r % group. A tile is at most this many of them.
-  std::int64_t tile_rows;
   std::int64_t score_stride;  ///< floats between the scores of two rows of a tile
 };
 
-/// Floats of scratch memory for one tile, aligned to 64 bytes.
+/// A tile: packed rows [first_row, end_row) of one sequence and key head, and the memory in which
+/// it is computed, aligned to 64 bytes. Packed row r is query row r / group of the r % group-th
+/// head of the group that shares the key head.
+struct AttentionTile {
+  std::int64_t sequence, kv_head, first_row, end_row;
+  float* scratch;
+};
+
+/// Floats of scratch memory for one tile. attend() adds the chunks of the values up one after the
+/// other and needs two sums of a row, the steps below one for every chunk.
 inline std::int64_t attention_scratch_size(std::int64_t tile_rows, std::int64_t score_stride,
-                                           std::int64_t padded_dim) {
-  return tile_rows * (score_stride + 3 * padded_dim + 2);
+                                           std::int64_t padded_dim, std::int64_t num_sums) {
+  return tile_rows * (score_stride + (1 + num_sums) * padded_dim + 2);
 }
+
+/// What attend() does, step by step, so that threads can share the keys of a tile. The result has
+/// the same bits.
+enum class AttentionStep {
+  kPrepare,  ///< once
+  kScores,   ///< for the keys of the chunks [begin, end)
+  kWeights,  ///< for the rows [begin, end) of the tile
+  kValues,   ///< for the keys of the chunks [begin, end)
+  kFinish,   ///< for the rows [begin, end)
+};
 
 }  // namespace libvar::cpu
 
-/// Computes the packed rows [first_row, end_row) of one sequence and key head.
-LIBVAR_DECLARE_CPU_BUILDS(void attend_tile(const AttentionCall& call, std::int64_t sequence,
-                                           std::int64_t kv_head, std::int64_t first_row,
-                                           std::int64_t end_row, float* scratch))
+/// Computes a tile.
+LIBVAR_DECLARE_CPU_BUILDS(void attend(const AttentionCall& call, const AttentionTile& tile))
+
+/// One step of it, for a part of its keys or rows.
+LIBVAR_DECLARE_CPU_BUILDS(void attend_step(const AttentionCall& call, const AttentionTile& tile,
+                                           AttentionStep step, std::int64_t begin,
+                                           std::int64_t end))

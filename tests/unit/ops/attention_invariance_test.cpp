@@ -104,13 +104,30 @@ TEST_CASE("a row of attention does not depend on the rows computed with it", "[a
   }
 }
 
+// The second and third have fewer tiles of rows than threads, which then share the keys.
 TEST_CASE("attention does not depend on the number of threads", "[attention]") {
   const int threads = at::get_num_threads();
-  const AttentionInputs in = random_attention({2, 4, 2, 60, 300, 64}, at::kBFloat16, 540);
-  const at::Tensor expected = attention(in);
-  for (const int count : {1, 2, 5}) {
-    at::set_num_threads(count);
-    CHECK(same_bits(attention(in), expected));
+  const AttentionSizes cases[] = {
+      {2, 4, 2, 60, 300, 64}, {1, 7, 1, 1, 700, 128}, {1, 6, 2, 5, 1030, 40}};
+  for (const at::ScalarType type : kDtypes) {
+    for (const AttentionSizes& sizes : cases) {
+      AttentionInputs in = random_attention(sizes, type, 540);
+      if (sizes.batch == 1) in.kv_lengths = at::full({1}, sizes.num_keys - 3, at::kInt);
+      AttentionTrace one, many;
+      for (AttentionTrace* trace : {&one, &many}) {
+        trace->selected = at::zeros({sizes.batch, sizes.num_heads, sizes.num_rows}, at::kBool);
+        trace->class_mass = at::zeros({sizes.batch, sizes.num_heads, sizes.num_rows, 4});
+      }
+      at::set_num_threads(1);
+      const at::Tensor expected = attention(in, {}, {}, &one);
+      for (const int count : {2, 5}) {
+        INFO(type << ", " << sizes.num_keys << " keys, " << count << " threads");
+        at::set_num_threads(count);
+        CHECK(same_bits(attention(in, {}, {}, &many), expected));
+        CHECK(same_bits(many.selected, one.selected));
+        CHECK(same_bits(many.class_mass, one.class_mass));
+      }
+    }
   }
   at::set_num_threads(threads);
 }
