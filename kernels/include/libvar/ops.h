@@ -109,11 +109,12 @@ struct AttentionTrace {
   at::Tensor class_mass;  ///< [B, H, Q, 4] float32: mass of each TokenClass before redistribution
 };
 
-/// Causal softmax attention with redistribution, in one pass over keys and values.
+/// Causal softmax attention with redistribution, reading keys and values as plain attention does.
 ///
-/// Source: arXiv:2503.03321, Equations 3 and 4, on one online softmax state (o_C, l_C) per token
-/// class C under a common running maximum: with the class weights w_C of RedistributionRule,
+/// Source: arXiv:2503.03321, Equations 3 and 4: with o_C and l_C the sums of exp(score) * value and
+/// of exp(score) over the keys of class C, and the class weights w_C of RedistributionRule,
 ///     out = sum_C w_C o_C / sum_C l_C
+/// (CUDA: one online softmax state per class; CPU: w_C is multiplied into the probabilities.)
 /// Row i of batch b is position n = kv_lengths[b] - Q + i and sees keys 0..n. Rule 3 of the method
 /// (a visual sink among the keys that the row sees) is by position. Whatever lies at or past
 /// kv_lengths[b], NaN included, is never used.
@@ -129,11 +130,13 @@ struct AttentionTrace {
 /// @throws c10::ValueError  shapes or parameters; on the CPU lengths outside [0, K] (CUDA clamps
 ///                          them) and `params` out of range; on CUDA a head size above 256
 /// @throws c10::TypeError   dtypes
-/// Numerics: scores, sums and states in float32; error within kAttentionBound (numerics.h). NaN
-/// stays in its row. A row's bits depend on its own keys, tau and the class sets alone, not on
-/// batch, capacity, the other rows of the call or threads; weights of 1 (p = 0, or a row that is
-/// not selected) give the bits of HeadRule::kNone at the same tau. Cost: reads K and V once per
-/// query head and row tile; holds one tile of scores, never Q x K; no host sync.
+/// Numerics: scores, sums and states in float32; error within kAttentionBound (numerics.h). On a
+/// CPU with bfloat16 dot products the weighted probabilities of bfloat16 rows are rounded to
+/// bfloat16. NaN stays in its row. A row's bits depend on its own keys, tau and the class sets
+/// alone, not on batch, capacity, the other rows of the call or threads; weights of 1 (p = 0, or a
+/// row that is not selected) give the bits of HeadRule::kNone at the same tau. Cost: reads K and V
+/// once per tile of rows (CPU: for all query heads that share them); holds one tile of scores,
+/// never Q x K; no host sync.
 at::Tensor attention(const AttentionInputs& inputs, const RedistributionRule& rule = {},
                      const std::optional<at::Tensor>& params = std::nullopt,
                      AttentionTrace* trace = nullptr);
