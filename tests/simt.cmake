@@ -1,12 +1,12 @@
 # The CUDA kernels as fibers on the CPU: the .cuh files of kernels/cuda, compiled by g++ against the emulator's headers.
 # Without LibTorch, so that a change of a kernel is tried in seconds.
-add_library(simt STATIC simt/emulator/fiber.cpp simt/emulator/simt.cpp)
+add_library(simt STATIC simt/emulator/fiber.cpp simt/emulator/matrix.cpp simt/emulator/simt.cpp)
 target_include_directories(simt PUBLIC simt/emulator simt/emulator/include ${PROJECT_SOURCE_DIR}/kernels
                                        ${PROJECT_SOURCE_DIR}/kernels/include)
 libvar_target_options(simt)
 
 libvar_add_test(NAME simt LABELS cpu simt sanitize
-  SOURCES simt/attention_test.cpp simt/emulator_test.cpp simt/norms_test.cpp simt/redistribute_test.cpp
+  SOURCES simt/attention_test.cpp simt/emulator_matrix_test.cpp simt/emulator_test.cpp simt/norms_test.cpp simt/redistribute_test.cpp
   LINK simt)
 # A GPU refuses a vector that is not aligned; the CPU would take it.
 if(NOT LIBVAR_SANITIZE)

@@ -1,8 +1,10 @@
 #include "simt.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <random>
@@ -38,6 +40,15 @@ constexpr std::size_t kStackBytes =
 constexpr unsigned char kPoison = 0xff;  // NaN in every floating type, no valid bool
 constexpr unsigned char kCanary = 0xa5;
 
+/// A group of asynchronous copies of one thread, in the order in which they were asked for.
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
+using CopyGroup = std::vector<Copy>;
+
 enum class State { kReady, kAtBarrier, kAtCollective, kDone };
 
 struct Thread {
@@ -49,6 +60,10 @@ struct Thread {
   int source = 0;
   std::uint64_t value = 0;
   std::uint64_t result = 0;
+  WarpOperation operation = nullptr;
+  void* operand = nullptr;
+  CopyGroup open_copies;
+  std::deque<CopyGroup> copies;
   std::unique_ptr<Fiber> fiber;
 };
 
@@ -85,6 +100,7 @@ class ReadySet {
 struct Machine {
   std::vector<Thread> threads = std::vector<Thread>(kMaxThreads);
   int num_threads = 0;
+  std::size_t shared_bytes = 0;
   int num_at_barrier = 0;
   int num_done = 0;
   int running = -1;
@@ -131,6 +147,12 @@ void thread_main(void* argument) {
   Machine& m = machine();
   try {
     (*m.body)();
+    const bool under_way = std::any_of(thread->copies.begin(), thread->copies.end(),
+                                       [](const CopyGroup& group) { return !group.empty(); });
+    if (under_way || !thread->open_copies.empty()) {
+      throw Error("thread " + std::to_string(m.running) +
+                  " ended with asynchronous copies under way");
+    }
   } catch (...) {
     if (!m.error) m.error = std::current_exception();
   }
@@ -190,6 +212,8 @@ void run_block() {
       thread.fiber =
           std::make_unique<Fiber>(kStackBytes, static_cast<std::size_t>(i % 61) * 17 * 64);
     thread.fiber->reset(&thread_main, &thread);
+    thread.open_copies.clear();
+    thread.copies.clear();
     make_ready(i);
   }
   while (m.num_done < m.num_threads) {
@@ -228,10 +252,6 @@ void check_canary(std::size_t bytes) {
   }
 }
 
-[[noreturn]] void fail(Site site, const std::string& what) {
-  throw Error(describe(site) + ", thread " + std::to_string(machine().running) + ": " + what);
-}
-
 /// Whether every lane of the mask waits at a collective. Remembers one that doesn't: asked for each
 /// of 32 lanes, a scan of 32 would cost as much as the switches.
 bool all_there(int first, int lane, unsigned mask) {
@@ -258,6 +278,7 @@ void check_same_collective(int first, unsigned mask, const Thread& self) {
     if (((mask >> other) & 1u) == 0) continue;
     const Thread& thread = m.threads[first + other];
     if (thread.mask != mask || thread.kind != self.kind || thread.site.line != self.site.line ||
+        (self.kind == Collective::kOperation && thread.operation != self.operation) ||
         std::strcmp(thread.site.file, self.site.file) != 0) {
       fail(self.site, "mismatch: " + describe(thread, first + other) + " with mask " +
                           std::to_string(thread.mask) + ", not " + std::to_string(mask));
@@ -268,6 +289,11 @@ void check_same_collective(int first, unsigned mask, const Thread& self) {
 /// All lanes of the mask are there: gives each its result.
 void complete_collective(int first, unsigned mask) {
   Machine& m = machine();
+  if (m.threads[m.running].kind == Collective::kOperation) {
+    void* lanes[kWarpSize];
+    for (int lane = 0; lane < kWarpSize; ++lane) lanes[lane] = m.threads[first + lane].operand;
+    m.threads[m.running].operation(lanes);
+  }
   std::uint64_t votes = 0;
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if (((mask >> lane) & 1u) != 0 && m.threads[first + lane].value != 0)
@@ -287,6 +313,10 @@ void complete_collective(int first, unsigned mask) {
 
 }  // namespace
 
+[[noreturn]] void fail(Site site, const std::string& what) {
+  throw Error(describe(site) + ", thread " + std::to_string(machine().running) + ": " + what);
+}
+
 void set_schedule(Schedule schedule) {
   machine().schedule = schedule;
   machine().random.seed(schedule.seed);
@@ -301,6 +331,7 @@ void run_grid(Size3 grid, Size3 block, std::size_t shared_bytes,
   if (shared_bytes > kMaxSharedBytes)
     throw Error(std::to_string(shared_bytes) + " bytes of shared memory");
   m.num_threads = static_cast<int>(threads);
+  m.shared_bytes = shared_bytes;
   m.body = &body;
   block_size = block;
   grid_size = grid;
@@ -369,6 +400,52 @@ std::uint64_t warp_collective(Collective kind, unsigned mask, std::uint64_t valu
   }
   suspend_running();
   return self.result;
+}
+
+void warp_operation(WarpOperation operation, void* lane, Site site) {
+  Machine& m = machine();
+  Thread& self = m.threads[m.running];
+  self.operation = operation;
+  self.operand = lane;
+  warp_collective(Collective::kOperation, 0xffffffffu, 0, 0, site);
+}
+
+bool is_shared(const void* address, std::size_t bytes) {
+  const auto* first = static_cast<const unsigned char*>(address);
+  const unsigned char* shared = libvar::cuda::libvar_dynamic_shared;
+  return first >= shared && first + bytes <= shared + machine().shared_bytes;
+}
+
+void copy_async(void* shared, const void* source, int source_bytes, Site site) {
+  const auto aligned = [](const void* address) {
+    return reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
+  };
+  if (!aligned(shared) || !aligned(source)) fail(site, "cp.async needs addresses aligned to 16");
+  if (!is_shared(shared, 16)) fail(site, "cp.async outside of the shared memory");
+  if (source_bytes < 0 || source_bytes > 16) fail(site, "cp.async reads 0 to 16 bytes");
+  Machine& m = machine();
+  // What it will overwrite is not to be read any more: poison until it arrives.
+  std::memset(shared, kPoison, 16);
+  m.threads[m.running].open_copies.push_back(
+      {shared, source, static_cast<std::size_t>(source_bytes)});
+}
+
+void commit_copies() {
+  Thread& self = machine().threads[machine().running];
+  self.copies.push_back(std::move(self.open_copies));
+  self.open_copies.clear();
+}
+
+void wait_for_copies(int pending) {
+  Thread& self = machine().threads[machine().running];
+  while (self.copies.size() > static_cast<std::size_t>(pending)) {
+    for (const Copy& copy : self.copies.front()) {
+      auto* to = static_cast<unsigned char*>(copy.to);
+      std::memcpy(to, copy.from, copy.bytes);
+      std::memset(to + copy.bytes, 0, 16 - copy.bytes);
+    }
+    self.copies.pop_front();
+  }
 }
 
 }  // namespace simt

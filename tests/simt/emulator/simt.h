@@ -10,8 +10,10 @@
 // Caught with a message: a barrier that some thread of the block does not reach, or reaches at
 // another line; a collective whose mask names a lane that is elsewhere, has ended, or came with
 // another mask or operation; a shuffle from a lane outside the mask; a block or a shared memory
-// size that no GPU takes; writes past the dynamic shared memory. Not modelled: the memory order
-// between the threads of a warp in one stretch, timing, and several blocks at once.
+// size that no GPU takes; writes past the dynamic shared memory; asynchronous copies that are not
+// aligned, don't go to shared memory or are still under way at a thread's end. An asynchronous copy
+// arrives as late as it may: when its thread waits for it. Not modelled: the memory order between
+// the threads of a warp in one stretch, timing, and several blocks at once.
 //
 // The kernels see this through the headers in include/, which bear the names of CUDA's.
 
@@ -79,7 +81,7 @@ struct Site {
   int line;
 };
 
-enum class Collective { kShuffle, kBallot, kAny, kAll, kSync };
+enum class Collective { kShuffle, kBallot, kAny, kAll, kSync, kOperation };
 
 void block_barrier(Site site);
 
@@ -88,7 +90,28 @@ void block_barrier(Site site);
 std::uint64_t warp_collective(Collective kind, unsigned mask, std::uint64_t value, int source,
                               Site site);
 
+/// What all 32 lanes do at once: called with each lane's own argument.
+using WarpOperation = void (*)(void* const (&lanes)[32]);
+
+/// Meets the whole warp; then `operation` runs once, before any lane goes on.
+void warp_operation(WarpOperation operation, void* lane, Site site);
+
 /// Lane of the running thread in its warp.
 int lane_index();
+
+/// Throws for what the running thread did at `site`.
+[[noreturn]] void fail(Site site, const std::string& what);
+
+/// Whether `bytes` from `address` on lie in the dynamic shared memory of the block.
+bool is_shared(const void* address, std::size_t bytes);
+
+/// cp.async of 16 bytes to shared memory, of which `source_bytes` are read and the others are zero.
+void copy_async(void* shared, const void* source, int source_bytes, Site site);
+
+/// cp.async.commit_group
+void commit_copies();
+
+/// cp.async.wait_group: the copies of the running thread arrive, all but the last `pending` groups.
+void wait_for_copies(int pending);
 
 }  // namespace simt

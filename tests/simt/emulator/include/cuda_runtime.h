@@ -36,6 +36,18 @@ inline float rsqrtf(float x) {
   return 1.0f / sqrtf(x);
 }
 
+inline unsigned __float_as_uint(float x) {
+  return std::bit_cast<unsigned>(x);
+}
+
+inline float __uint_as_float(unsigned x) {
+  return std::bit_cast<float>(x);
+}
+
+inline int __popc(unsigned x) {
+  return std::popcount(x);
+}
+
 template <typename T>
 T __ldg(const T* address) {
   return *address;
