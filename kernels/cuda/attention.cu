@@ -1,4 +1,5 @@
-#include "cuda/attention.cuh"
+// Torch's side of `attention` on CUDA. The kernels are instantiated in attention_*.cu, which know
+// no torch and compile in seconds.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -8,10 +9,14 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "cuda/attention_launch.cuh"
 #include "cuda/dispatch.h"
 
 namespace libvar {
 namespace {
+
+/// Memory between the kernels of a call. Calls that need more are computed in pieces.
+constexpr std::size_t kMostScratchBytes = std::size_t{64} << 20;
 
 std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? std::optional<at::Tensor>(tensor->contiguous()) : std::nullopt;
@@ -69,7 +74,13 @@ at::Tensor attention_cuda(const at::Tensor& query, const at::Tensor& key, const 
     args.head_dim = static_cast<int>(query.size(3));
     args.scale = static_cast<float>(scale);
     args.rule = rule;
-    C10_CUDA_CHECK(cuda::launch_attention(args, c10::cuda::getCurrentCUDAStream()));
+    const cuda::AttentionKernel kernel = cuda::choose_attention_kernel(args);
+    const cuda::AttentionPieces pieces = cuda::cut_attention(args, kernel, true, kMostScratchBytes);
+    // From torch's allocator: no call of the driver, and a captured graph keeps it.
+    const at::Tensor scratch =
+        at::empty({static_cast<std::int64_t>(pieces.bytes)}, query.options().dtype(at::kByte));
+    C10_CUDA_CHECK(cuda::launch_attention(args, kernel, pieces, scratch.mutable_data_ptr(), true,
+                                          c10::cuda::getCurrentCUDAStream()));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;

@@ -1,15 +1,21 @@
 #pragma once
 
-// Causal softmax attention with redistribution (ops.h: attention). No torch.
+// What the attention kernels share: a call's arguments, the ranges into which keys are cut, and the
+// partial states that a launch leaves for the combining kernel. No torch. The kernels:
+//   attention_decode.cuh   one or two rows for each KV head, on CUDA cores
+//   attention_group.cuh    up to 16 rows for each KV head, on tensor cores
+//   attention_rows.cuh     more rows, on tensor cores
+//   attention_combine.cuh  merges what the three above leave
+//   attention_general.cuh  everything that they don't take, in one kernel
+// attention_launch.cuh chooses.
+
+#include <climits>
 
 #include "classes.h"
 #include "cuda/device.cuh"
 
 namespace libvar::cuda {
 
-inline constexpr int kAttentionRows = 4;  ///< query rows of a block, one for each warp
-inline constexpr int kAttentionThreads = kAttentionRows * kWarpSize;
-inline constexpr int kAttentionTileKeys = kWarpSize;  ///< keys of a tile, one for each lane
 inline constexpr int kMaxHeadDim = 256;
 
 /// Sizes and tensors as in ops.h; optional tensors may be null.
@@ -42,29 +48,6 @@ struct AttentionArguments {
   RedistributionRule rule;
 };
 
-/// A tile of keys and values in float32, whatever the dtype, and what the warps tell their own
-/// lanes.
-template <int kDims>
-struct AttentionShared {
-  float query[kAttentionRows][kDims];
-  float key[kAttentionTileKeys]
-           [kDims + 1];  // lane j reads row j: the odd stride puts the lanes on different banks
-  float value[kAttentionTileKeys][kDims];
-  float weight[kAttentionRows][kAttentionTileKeys];
-  int token_class[kAttentionTileKeys];
-};
-
-/// Online softmax state of one row, spread over its warp: lane l owns the outputs d = l, l + 32,
-/// ... and sums the weights of the keys that it scored. All classes share one running maximum.
-template <int kDimsPerLane>
-struct AttentionState {
-  float out[kNumTokenClasses][kDimsPerLane] = {};
-  float sum[kNumTokenClasses] = {};
-  float maximum = -INFINITY;
-  float num_visual_keys = 0.0f;
-  bool sees_visual_sink = false;
-};
-
 template <typename T>
 LIBVAR_DEVICE RedistributionRule sequence_rule(const AttentionArguments<T>& args, std::int64_t b) {
   RedistributionRule rule = args.rule;
@@ -84,181 +67,168 @@ LIBVAR_DEVICE int sequence_length(const AttentionArguments<T>& args, std::int64_
   return length < 0 ? 0 : (length > args.num_keys ? args.num_keys : length);
 }
 
-/// Brings the keys [start, start + 32) below `end` into shared memory: a warp copies one key at a
-/// time, a lane every 32nd dimension of it. What lies at or past `end` is neither read nor written.
-template <typename T, int kDims>
-LIBVAR_DEVICE void load_tile(const AttentionArguments<T>& args, AttentionShared<kDims>& shared,
-                             std::int64_t b, int kv_head, float tau, int start, int end) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  for (int j = warp; j < kAttentionTileKeys && start + j < end; j += kAttentionRows) {
-    const T* key = args.key + args.key_stride.offset(b, kv_head, start + j);
-    const T* value = args.value + args.value_stride.offset(b, kv_head, start + j);
-    for (int d = lane; d < args.head_dim; d += kWarpSize) {
-      shared.key[j][d] = to_float(key[d]);
-      shared.value[j][d] = to_float(value[d]);
-    }
-  }
-  if (warp == 0 && start + lane < end) {
-    const float sink_score = args.sink_scores[args.sink_scores_stride.offset(b, start + lane)];
-    const bool visual = args.visual_mask[args.visual_mask_stride.offset(b, start + lane)];
-    shared.token_class[lane] = token_class(sink_score, visual, tau);
-  }
-}
-
-template <int kDimsPerLane>
-LIBVAR_DEVICE void accumulate(float (&out)[kDimsPerLane], float weight, const float* value,
-                              int lane, int head_dim) {
-  for (int i = 0; i < kDimsPerLane; ++i) {
-    const int d = lane + i * kWarpSize;
-    if (d < head_dim) out[i] = fmaf(weight, value[d], out[i]);
-  }
-}
-
-/// Adds the first `count` keys of the tile to the state of the warp's row: lane j scores key j,
-/// then all lanes go through the keys, each for its own dimensions.
-template <int kDimsPerLane>
-LIBVAR_DEVICE void attend_tile(AttentionShared<kDimsPerLane * kWarpSize>& shared,
-                               AttentionState<kDimsPerLane>& state, int count, int head_dim,
-                               float scale) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const bool seen = lane < count;
-  float score = -INFINITY;
-  if (seen) {
-    float dot = 0.0f;
-    for (int d = 0; d < head_dim; ++d) dot = fmaf(shared.query[warp][d], shared.key[lane][d], dot);
-    score = dot * scale;
-  }
-  const float maximum = fmaxf(state.maximum, warp_max(score));
-  // Scores may all be -inf so far: -inf - -inf would be NaN.
-  const float base = maximum == -INFINITY ? 0.0f : maximum;
-  const float correction = expf(state.maximum - base);
-  state.maximum = maximum;
-  const float weight = seen ? expf(score - base) : 0.0f;
-  const int own_class = seen ? shared.token_class[lane] : -1;
-  for (int c = 0; c < kNumTokenClasses; ++c) {
-    state.sum[c] = state.sum[c] * correction + (own_class == c ? weight : 0.0f);
-    for (int i = 0; i < kDimsPerLane; ++i) state.out[c][i] *= correction;
-  }
-  state.num_visual_keys += own_class == 0 || own_class == 1 ? 1.0f : 0.0f;
-  state.sees_visual_sink =
-      state.sees_visual_sink || own_class == static_cast<int>(TokenClass::kVisualSink);
-
-  shared.weight[warp][lane] = weight;
-  __syncwarp();
-  for (int j = 0; j < count; ++j) {
-    const float key_weight = shared.weight[warp][j];
-    const float* value = shared.value[j];
-    // The same case in all lanes. An index that is no constant would put the state into local
-    // memory.
-    switch (shared.token_class[j]) {
-      case 0:
-        accumulate(state.out[0], key_weight, value, lane, head_dim);
-        break;
-      case 1:
-        accumulate(state.out[1], key_weight, value, lane, head_dim);
-        break;
-      case 2:
-        accumulate(state.out[2], key_weight, value, lane, head_dim);
-        break;
-      default:
-        accumulate(state.out[3], key_weight, value, lane, head_dim);
-        break;
-    }
-  }
-}
-
-/// Merges the classes of the warp's row with the weights of the row rule and writes the row.
-template <typename T, int kDimsPerLane>
-LIBVAR_DEVICE void finish_row(const AttentionArguments<T>& args, const RedistributionRule& rule,
-                              const AttentionState<kDimsPerLane>& state, std::int64_t b, int head,
-                              int row, int position) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  float mass[kNumTokenClasses];
-  for (int c = 0; c < kNumTokenClasses; ++c) mass[c] = warp_sum(state.sum[c]);
-  const float total = mass[0] + mass[1] + mass[2] + mass[3];
-  const bool is_empty = total == 0.0f;  // no key, or none with a score above -inf; NaN is not empty
-  for (int c = 0; c < kNumTokenClasses; ++c) mass[c] = is_empty ? 0.0f : mass[c] / total;
-  const float num_visual_keys = warp_sum(state.num_visual_keys);
-  bool eligible = __any_sync(kFullWarp, state.sees_visual_sink) != 0;
-  if (eligible) {
-    eligible = args.row_mask != nullptr
-                   ? args.row_mask[args.row_mask_stride.offset(b, row)]
-                   : !args.visual_mask[args.visual_mask_stride.offset(b, position)];
-  }
-  const ClassWeights weights = class_weights(mass, rule, num_visual_keys, eligible);
-  const std::int64_t index = (b * args.num_heads + head) * args.num_rows + row;
-  for (int i = 0; i < kDimsPerLane; ++i) {
-    const int d = lane + i * kWarpSize;
-    float sum = 0.0f;
-    for (int c = 0; c < kNumTokenClasses; ++c) sum = fmaf(weights.weight[c], state.out[c][i], sum);
-    if (d < args.head_dim)
-      args.out[index * args.head_dim + d] = from_float<T>(is_empty ? 0.0f : sum / total);
-  }
-  if (lane == 0 && args.selected != nullptr) args.selected[index] = weights.selected;
-  if (lane < kNumTokenClasses && args.class_mass != nullptr) {
-    const float own = lane == 0 ? mass[0] : lane == 1 ? mass[1] : lane == 2 ? mass[2] : mass[3];
-    args.class_mass[index * kNumTokenClasses + lane] = own;
-  }
-}
-
-// Work: a block computes kAttentionRows consecutive query rows of one head of one sequence, a warp
-// one row. Blocks are ordered by row tile, head, sequence. All warps load the tiles of keys and
-// values; a warp leaves out the tiles past its own row. Tiles start at multiples of 32 keys from
-// position 0, so a row's bits depend on nothing but its own keys. Memory: K and V are read once per
-// block, in tiles of 32 keys that are kept as float32 in shared memory (36 KB at head size 128, 70
-// KB at 256). The state of a row, four classes, is in the registers of its warp: 4 * Dh / 32 a
-// lane.
-template <typename T, int kDimsPerLane>
-__global__ void __launch_bounds__(kAttentionThreads, 2)
-    attention_kernel(AttentionArguments<T> args) {
-  auto& shared = dynamic_shared<AttentionShared<kDimsPerLane * kWarpSize>>();
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int num_row_tiles = (args.num_rows + kAttentionRows - 1) / kAttentionRows;
-  const int first_row = static_cast<int>(blockIdx.x) % num_row_tiles * kAttentionRows;
-  const int head = static_cast<int>(blockIdx.x) / num_row_tiles % args.num_heads;
-  const std::int64_t b = static_cast<int>(blockIdx.x) / num_row_tiles / args.num_heads;
-  const int kv_head = head / (args.num_heads / args.num_kv_heads);
-  const RedistributionRule rule = sequence_rule(args, b);
-  const int length = sequence_length(args, b);
-  const int row = first_row + warp;
-  const int last_row = min(first_row + kAttentionRows, args.num_rows) - 1;
-  const int position = length - args.num_rows + row;  // negative: a row before the first key
-  const int block_end = length - args.num_rows + last_row + 1;
-  const bool in_range = row < args.num_rows;
-
-  if (in_range) {
-    const T* query = args.query + args.query_stride.offset(b, head, row);
-    for (int d = lane; d < args.head_dim; d += kWarpSize)
-      shared.query[warp][d] = to_float(query[d]);
-  }
-  AttentionState<kDimsPerLane> state;
-  for (int start = 0; start < block_end; start += kAttentionTileKeys) {
-    load_tile(args, shared, b, kv_head, rule.tau, start, block_end);
-    __syncthreads();
-    const int count = min(position + 1 - start, kAttentionTileKeys);
-    if (in_range && count > 0) attend_tile(shared, state, count, args.head_dim, args.scale);
-    __syncthreads();  // the next tile overwrites this one
-  }
-  if (in_range) finish_row(args, rule, state, b, head, row, position);
-}
-
-template <typename T, int kDimsPerLane>
-cudaError_t launch_attention_kernel(const AttentionArguments<T>& args, cudaStream_t stream) {
-  const std::int64_t num_row_tiles = (args.num_rows + kAttentionRows - 1) / kAttentionRows;
-  return launch(&attention_kernel<T, kDimsPerLane>, args.batch * args.num_heads * num_row_tiles,
-                kAttentionThreads, sizeof(AttentionShared<kDimsPerLane * kWarpSize>), stream, args);
-}
-
-/// @return cudaErrorInvalidValue for a head size above kMaxHeadDim
 template <typename T>
-cudaError_t launch_attention(const AttentionArguments<T>& args, cudaStream_t stream) {
-  if (args.head_dim <= 64) return launch_attention_kernel<T, 2>(args, stream);
-  if (args.head_dim <= 128) return launch_attention_kernel<T, 4>(args, stream);
-  if (args.head_dim <= kMaxHeadDim) return launch_attention_kernel<T, 8>(args, stream);
-  return cudaErrorInvalidValue;
+LIBVAR_DEVICE int key_class(const AttentionArguments<T>& args, std::int64_t b, int j, float tau) {
+  const float sink_score = args.sink_scores[args.sink_scores_stride.offset(b, j)];
+  const bool visual = args.visual_mask[args.visual_mask_stride.offset(b, j)];
+  return token_class(sink_score, visual, tau);
+}
+
+/// Whether the row may be selected as far as its own place goes; rule 3 comes on top.
+template <typename T>
+LIBVAR_DEVICE bool row_may_be_selected(const AttentionArguments<T>& args, std::int64_t b, int row,
+                                       int position) {
+  return args.row_mask != nullptr ? args.row_mask[args.row_mask_stride.offset(b, row)]
+                                  : !args.visual_mask[args.visual_mask_stride.offset(b, position)];
+}
+
+/// The ranges into which the keys of a sequence are cut: `num_fine` ranges of `fine` keys, then
+/// ranges of `coarse` keys. They depend on the kernel alone, never on batch, capacity or length,
+/// and so do a row's bits.
+struct KeyRanges {
+  int fine = 0;
+  int num_fine = 0;
+  int coarse = 0;
+
+  LIBVAR_HOST_DEVICE int begin(int range) const {
+    return range <= num_fine ? range * fine : num_fine * fine + (range - num_fine) * coarse;
+  }
+
+  LIBVAR_HOST_DEVICE int index(int position) const {
+    const int past_fine = position - num_fine * fine;
+    return past_fine < 0 ? position / fine : num_fine + past_fine / coarse;
+  }
+
+  /// Ranges that hold any of the first `num_keys` keys.
+  LIBVAR_HOST_DEVICE int count(int num_keys) const {
+    return num_keys <= 0 ? 0 : index(num_keys - 1) + 1;
+  }
+};
+
+/// Softmax of one row over the keys of one class in one range, to base 2: the largest score (minus
+/// infinity where there is none) and the sum of 2^(score - maximum). The sum of the weighted values
+/// lies beside it, and is written only where the range has keys of the class.
+struct alignas(8) PartialState {
+  float maximum;
+  float sum;
+};
+
+/// What rule 3 and ratio_epsilon need to know of a range, up to the last row's position.
+struct alignas(8) RangeFacts {
+  int first_visual_sink;  ///< position, INT_MAX where there is none
+  int num_visual;
+};
+
+/// One launch: some rows of some sequences of a call. A block owns a tile of packed rows of one KV
+/// head, and takes every num_slots-th range. Packed row i is query row first_row + i / G of head
+/// G * kv_head + i % G, for G heads in a group.
+template <typename T>
+struct PartialArguments {
+  AttentionArguments<T> attention;
+  KeyRanges ranges;
+  int num_ranges;  ///< of the capacity
+  int num_slots;
+  int first_sequence;
+  int num_sequences;
+  int first_row;
+  int num_rows;
+  // [sequence, head, row, range, class] and for `out` [..., Dh]; one class in a launch without
+  // them.
+  PartialState* states;
+  float* out;
+  RangeFacts* facts;  // [sequence, range]
+};
+
+template <typename T>
+std::int64_t num_packed_rows(const PartialArguments<T>& args) {
+  return std::int64_t{args.num_rows} * (args.attention.num_heads / args.attention.num_kv_heads);
+}
+
+/// Blocks of a launch whose blocks own `rows_in_tile` packed rows.
+template <typename T>
+std::int64_t num_blocks(const PartialArguments<T>& args, int rows_in_tile) {
+  return (num_packed_rows(args) + rows_in_tile - 1) / rows_in_tile * args.num_slots *
+         args.attention.num_kv_heads * args.num_sequences;
+}
+
+template <bool kClasses>
+inline constexpr int kNumStates = kClasses ? kNumTokenClasses : 1;
+
+/// Scores are kept to base 2: 2^x is one instruction.
+inline constexpr float kLog2E = 1.44269504f;
+
+/// The packed rows of a block, and which of them are there.
+struct RowTile {
+  std::int64_t sequence;  ///< in the call
+  int kv_head;
+  int slot;
+  int first;          ///< first packed row
+  int num_packed;     ///< packed rows of the KV head in this launch
+  int group;          ///< heads in a group
+  int last_position;  ///< of the tile's last row; nothing past it is read
+  bool is_last;       ///< the tile that reports RangeFacts
+};
+
+template <typename T>
+LIBVAR_DEVICE RowTile row_tile(const PartialArguments<T>& args, int rows_in_tile) {
+  RowTile tile = {};
+  tile.group = args.attention.num_heads / args.attention.num_kv_heads;
+  tile.num_packed = args.num_rows * tile.group;
+  const int num_tiles = (tile.num_packed + rows_in_tile - 1) / rows_in_tile;
+  int rest = static_cast<int>(blockIdx.x);
+  tile.slot = rest % args.num_slots;
+  rest /= args.num_slots;
+  const int index = rest % num_tiles;
+  rest /= num_tiles;
+  tile.kv_head = rest % args.attention.num_kv_heads;
+  tile.sequence = args.first_sequence + rest / args.attention.num_kv_heads;
+  tile.first = index * rows_in_tile;
+  const int end = min(tile.first + rows_in_tile, tile.num_packed);
+  const int length = sequence_length(args.attention, tile.sequence);
+  tile.last_position = length - args.attention.num_rows + args.first_row + (end - 1) / tile.group;
+  tile.is_last = tile.kv_head == 0 && index == num_tiles - 1;
+  return tile;
+}
+
+/// A packed row of a tile: where its query is and where its states go.
+struct PackedRow {
+  int head = 0;
+  int row = 0;             ///< query row of the call
+  int position = -1;       ///< -1: not there, sees nothing
+  std::int64_t index = 0;  ///< among the rows of the launch
+  bool exists = false;
+};
+
+template <typename T>
+LIBVAR_DEVICE PackedRow packed_row(const PartialArguments<T>& args, const RowTile& tile, int i) {
+  PackedRow result;
+  const int packed = tile.first + i;
+  result.exists = packed < tile.num_packed;
+  if (!result.exists) return result;
+  const int local_row = packed / tile.group;
+  result.head = tile.kv_head * tile.group + packed % tile.group;
+  result.row = args.first_row + local_row;
+  result.position =
+      sequence_length(args.attention, tile.sequence) - args.attention.num_rows + result.row;
+  result.index = ((tile.sequence - args.first_sequence) * args.attention.num_heads + result.head) *
+                     args.num_rows +
+                 local_row;
+  return result;
+}
+
+/// Index of a row's states of a range in PartialArguments::states.
+template <bool kClasses, typename T>
+LIBVAR_DEVICE std::int64_t state_index(const PartialArguments<T>& args, std::int64_t row,
+                                       int range) {
+  return (row * args.num_ranges + range) * kNumStates<kClasses>;
+}
+
+/// The ranges of a block: the last, longest ones first.
+template <typename T, typename Body>
+LIBVAR_DEVICE void for_ranges(const PartialArguments<T>& args, const RowTile& tile,
+                              const Body& body) {
+  const int num_ranges = args.ranges.count(tile.last_position + 1);
+  for (int range = num_ranges - 1 - tile.slot; range >= 0; range -= args.num_slots) body(range);
 }
 
 }  // namespace libvar::cuda

@@ -135,6 +135,17 @@ LIBVAR_DEVICE std::uint32_t pack(float low, float high) {
   return word;
 }
 
+/// Two elements of 16 bits that lie at a multiple of 4 bytes.
+LIBVAR_DEVICE std::uint32_t load_word(const void* address) {
+#if defined(__CUDACC__)
+  return *static_cast<const std::uint32_t*>(address);
+#else
+  std::uint32_t word;
+  std::memcpy(&word, address, sizeof(word));
+  return word;
+#endif
+}
+
 /// 16 bytes of a row.
 struct alignas(16) Vector {
   std::uint32_t word[4];

@@ -44,6 +44,10 @@ inline float __uint_as_float(unsigned x) {
   return std::bit_cast<float>(x);
 }
 
+inline int __ffs(int x) {
+  return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1;
+}
+
 inline int __popc(unsigned x) {
   return std::popcount(x);
 }
