@@ -21,9 +21,13 @@ if(LIBVAR_WITH_CUDA)
   set_tests_properties(cuda PROPERTIES SKIP_REGULAR_EXPRESSION "cuda tests skipped")
 endif()
 
+# Each seeded fault of tests/mutation still has its place in the kernels. Running them is ./dev mutants: it takes minutes.
+find_program(LIBVAR_SYSTEM_PYTHON python3 REQUIRED)
+add_test(NAME mutant_places COMMAND "${LIBVAR_SYSTEM_PYTHON}" "${CMAKE_CURRENT_SOURCE_DIR}/mutation/run.py" --check)
+set_tests_properties(mutant_places PROPERTIES LABELS cpu)
+
 # Registers, stack and spills of every kernel against tests/cuda_resources/budget.json, for this build's architectures.
 if(LIBVAR_WITH_CUDA)
-  find_program(LIBVAR_SYSTEM_PYTHON python3 REQUIRED)
   string(REGEX REPLACE "-(real|virtual)" "" architectures "${CMAKE_CUDA_ARCHITECTURES}")
   string(REPLACE ";" "," architectures "${architectures}")
   add_test(NAME cuda_resources COMMAND "${LIBVAR_SYSTEM_PYTHON}" "${CMAKE_CURRENT_SOURCE_DIR}/cuda_resources/check.py"

@@ -1,0 +1,122 @@
+"""Faults that the SIMT tests must catch: each a file, its exact text, what stands there instead, and what that breaks."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    file: str
+    fault: str  # what is wrong with it
+    old: str  # occurs exactly once in the file
+    new: str
+    test: str  # tests/simt/<test>*_test.cpp are built and run
+
+
+def _of(file, test):
+    return lambda fault, old, new: Mutant(f"kernels/{file}", fault, old, new, test)
+
+
+_classes = _of("classes.h", "redistribute")
+_device = _of("cuda/device.cuh", "norms")
+_vectors = _of("cuda/vectors.cuh", "redistribute")
+_redistribute = _of("cuda/redistribute.cuh", "redistribute")
+_norms = _of("cuda/norms.cuh", "norms")
+
+MUTANTS = [
+    # --- the method: class of a key, weights of a row ---
+    _classes("a score equal to tau is no sink", "sink_score >= tau", "sink_score > tau"),
+    _classes("NaN is a sink", "sink_score >= tau", "!(sink_score < tau)"),
+    _classes("visual and text keys change places", "(visual ? 0 : 2)", "(visual ? 2 : 0)"),
+    _classes("a sink keeps p instead of giving it away", "result.weight[c] = 1.0f - rule.p;", "result.weight[c] = rule.p;"),
+    _classes("targets get the budget alone, not what they had", "1.0f + omega / target_mass", "omega / target_mass"),
+    _classes("the budget comes from the targets", "rule.p * mass_of(mass, rule.sources)",
+             "rule.p * mass_of(mass, rule.targets)"),
+    _classes("r is the sinks' share", ": visual_non_sink / visual;", ": visual_sink / visual;"),
+    _classes("ratio_epsilon does not count the keys", "rule.ratio_epsilon * num_visual_keys", "rule.ratio_epsilon"),
+    _classes("the least visual mass is not asked for", "!(visual >= rule.min_visual_mass) || ", ""),
+    _classes("rule 4 holds for HeadRule::kAll too", "if (rule.head_rule == HeadRule::kRatio) {", "{"),
+    # --- reductions ---
+    _device("a warp's sum leaves out half of its lanes", "for (int offset = kWarpSize / 2; offset > 0; offset /= 2)\n"
+            "    x += ", "for (int offset = kWarpSize / 4; offset > 0; offset /= 2)\n    x += "),
+    _device("a warp's maximum is that of four lanes", "for (int offset = kWarpSize / 2; offset > 0; offset /= 2)\n"
+            "    x = fmaxf", "for (int offset = kWarpSize / 16; offset > 0; offset /= 2)\n    x = fmaxf"),
+    _redistribute("no barrier between writing and reading the warps' sums",
+                  "if (lane % 8 == 0) sums[threadIdx.x / kWarpSize][lane / 8] = sum;\n    __syncthreads();",
+                  "if (lane % 8 == 0) sums[threadIdx.x / kWarpSize][lane / 8] = sum;"),
+    _redistribute("one buffer of sums for all rows", "turn ^= 1;", ""),
+    _redistribute("the first exchange sends what it keeps", "__shfl_xor_sync(kFullWarp, upper ? x[0] : x[2], 16)",
+                  "__shfl_xor_sync(kFullWarp, upper ? x[2] : x[0], 16)"),
+    _redistribute("the second exchange is with the wrong lane", "odd ? first : second, 8)", "odd ? first : second, 16)"),
+    _redistribute("sums are fetched from lanes of other classes", "__shfl_sync(kFullWarp, sum, 8 * c)",
+                  "__shfl_sync(kFullWarp, sum, 4 * c)"),
+    _redistribute("the first warp is counted twice", "for (int w = 1; w < kWarps; ++w) x[c] += sums[w][c];",
+                  "for (int w = 0; w < kWarps; ++w) x[c] += sums[w][c];"),
+    # --- vectors: bounds, alignment, conversions ---
+    _vectors("elements past the end of a row are read",
+             "if (first + e >= size) continue;\n    const std::uint32_t bits",
+             "const std::uint32_t bits"),
+    _vectors("elements past the end of a row are written",
+             "if (first + e >= size) continue;\n    const std::uint32_t word",
+             "const std::uint32_t word"),
+    _vectors("a whole vector is loaded across the end of the row",
+             "if (aligned && first + kElements <= size) return", "if (aligned && first < size) return"),
+    _vectors("a row's alignment is not asked for before a store",
+             "if (aligned && first + kElements <= size) {", "if (first + kElements <= size) {"),
+    _vectors("bfloat16: an odd element takes the bits of the even one along", "word & 0xffff0000u", "word"),
+    _vectors("an element is loaded into its neighbour's place", "bits << e % (kElements / 4) * 16",
+             "bits << (e + 1) % (kElements / 4) * 16"),
+    # --- redistribute: classes, rows, geometry ---
+    _redistribute("a vector of several classes is summed as one of one",
+                  "if (classes == (classes & 3u) * kPure<T>) {\n    float sum", "if (true) {\n    float sum"),
+    _redistribute("a vector of several classes is scaled as one of one",
+                  "if (classes == (classes & 3u) * kPure<T>) {\n    const float weight",
+                  "if (true) {\n    const float weight"),
+    _redistribute("only weights below 1 are applied to a whole vector", "if (weight == 1.0f) return false;",
+                  "if (weight >= 1.0f) return false;"),
+    _redistribute("in a vector of several classes only even elements change", "0xffffu << e % 2 * 16", "0xffffu"),
+    _redistribute("classes are those of the first sequence", "if (row.batch != classified) {\n      classified = row.batch;\n"
+                  "      float counts", "if (classified < 0) {\n      classified = row.batch;\n      float counts"),
+    _redistribute("the second of two class words in a register is the first again",
+                  "registers[v / kInRegister] >> v % kInRegister * kBits", "registers[v / kInRegister]"),
+    _redistribute("a sequence without a visual sink is redistributed", "facts.has_visual_sink &&", ""),
+    _redistribute("the row mask of the first sequence is used for all",
+                  "args.row_mask[args.row_mask_stride.offset(row.batch, row.row)]",
+                  "args.row_mask[args.row_mask_stride.offset(0, row.row)]"),
+    _redistribute("in place rows that are masked out are visited",
+                  "if (in_place && !sums_needed) continue;\n\n    const T* probs = args.probs + args.probs_stride."
+                  "offset(row.batch, row.head, row.row);\n    T* out = args.out + args.out_stride.offset(row.batch, "
+                  "row.head, row.row);\n    const bool probs_aligned = is_vector_aligned(probs);\n    Vector elements",
+                  "const T* probs = args.probs + args.probs_stride."
+                  "offset(row.batch, row.head, row.row);\n    T* out = args.out + args.out_stride.offset(row.batch, "
+                  "row.head, row.row);\n    const bool probs_aligned = is_vector_aligned(probs);\n    Vector elements"),
+    _redistribute("the next row is not entered after the last head", "head -= num_heads, ++row;", "head -= num_heads;"),
+    _redistribute("warps of a block take each other's rows", "gridDim.x * kGroups);", "gridDim.x);"),
+    _redistribute("a row too long for its kernel", "if (num_vectors <= 32 * 4)", "if (num_vectors <= 32 * 5)"),
+    _redistribute("too few blocks for the rows", "(num_rows + kGroups - 1) / kGroups", "num_rows / kGroups"),
+    _redistribute("a long row's vectors are kept in one place", "kept.elements[v] = elements[u];",
+                  "kept.elements[start] = elements[u];"),
+    _redistribute("a long row lies on its classes", "memory + class_bytes(args.num_keys)", "memory"),
+    _redistribute("a long row is written past its end in shared memory", "if (v >= num_vectors) continue;", ""),
+    # --- norms ---
+    _norms("no barrier between writing and reading the warps' sums",
+           "shared.sums[threadIdx.x / kWarpSize] = x;\n  __syncthreads();", "shared.sums[threadIdx.x / kWarpSize] = x;"),
+    _norms("the barrier stands before the sums are written",
+           "if (threadIdx.x % kWarpSize == 0) shared.sums[threadIdx.x / kWarpSize] = x;\n  __syncthreads();",
+           "__syncthreads();\n  if (threadIdx.x % kWarpSize == 0) shared.sums[threadIdx.x / kWarpSize] = x;"),
+    _norms("phi keeps the sign", "shared.sink_values[s] = fabsf(owned_element<T, kThreads>(row, thread, d));",
+           "shared.sink_values[s] = owned_element<T, kThreads>(row, thread, d);"),
+    _norms("a sink dimension's value comes from another word", "(v * kThreads + thread) * 4 + w;",
+           "(v * kThreads + thread) * 4 + (w ^ 1);"),
+    _norms("a sink dimension's neighbour is taken", "d % kInWord == 0 ? x[0] : x[kInWord - 1]",
+           "d % kInWord == 0 ? x[kInWord - 1] : x[0]"),
+    _norms("a dimension outside the token is a sink dimension", "d >= 0 && d < args.hidden_size ?", "d >= 0 ?"),
+    _norms("another thread answers for a sink dimension", "d / kElements % kThreads == thread",
+           "d / kElements % kThreads == (thread ^ 1)"),
+    _norms("eps is left out", "sum / static_cast<float>(size) + args.eps", "sum / static_cast<float>(size)"),
+    _norms("the value before the weight is not rounded", "unpack<T>(pack<T>(x), x);", ""),
+    _norms("phi and the norm are those of the old residual", "row[v] = rounded_sum<T>(row[v], added[v]);\n"
+           "      store_vector(residual, (v * kThreads + thread) * kElements, size, hidden_aligned, row[v]);",
+           "store_vector(residual, (v * kThreads + thread) * kElements, size, hidden_aligned,\n"
+           "                   rounded_sum<T>(row[v], added[v]));"),
+    _norms("a token too wide for its kernel", "if (num_vectors <= 256 * 2)", "if (num_vectors <= 256 * 3)"),
+]
