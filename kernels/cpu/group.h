@@ -33,7 +33,7 @@ LIBVAR_INLINE Words words_at(const Bfloat16* source) {
 template <typename T>
 LIBVAR_INLINE Group load_group(const T* source) {
   Group x;
-  for (int i = 0; i < kParts; ++i) {
+  for (std::int64_t i = 0; i < kParts; ++i) {
     x.first.part[i] = load(source + i * kLanes);
     x.second.part[i] = load(source + (kParts + i) * kLanes);
   }
@@ -42,7 +42,7 @@ LIBVAR_INLINE Group load_group(const T* source) {
 
 LIBVAR_INLINE Group load_group(const Bfloat16* source) {
   Group x;
-  for (int i = 0; i < kParts; ++i) {
+  for (std::int64_t i = 0; i < kParts; ++i) {
     const Words words = words_at(source + i * 2 * kLanes);
     x.first.part[i] = floats_of(words << 16);
     x.second.part[i] = floats_of(words & 0xffff0000u);
@@ -52,7 +52,7 @@ LIBVAR_INLINE Group load_group(const Bfloat16* source) {
 
 template <typename T>
 LIBVAR_INLINE void store_group(T* target, const Group& x) {
-  for (int i = 0; i < kParts; ++i) {
+  for (std::int64_t i = 0; i < kParts; ++i) {
     store(target + i * kLanes, x.first.part[i]);
     store(target + (kParts + i) * kLanes, x.second.part[i]);
   }
@@ -67,7 +67,7 @@ LIBVAR_INLINE Words rounded_high_half(Floats x) {
 }
 
 LIBVAR_INLINE void store_group(Bfloat16* target, const Group& x) {
-  for (int i = 0; i < kParts; ++i) {
+  for (std::int64_t i = 0; i < kParts; ++i) {
     const Words words = (rounded_high_half(x.first.part[i]) >> 16) |
                         (rounded_high_half(x.second.part[i]) & 0xffff0000u);
     __builtin_memcpy(target + i * 2 * kLanes, &words, sizeof(words));
@@ -103,7 +103,7 @@ LIBVAR_INLINE Floats rounded_to(Bfloat16, Floats x) {
 }
 
 LIBVAR_INLINE void add(HalfGroup& sum, const HalfGroup& x) {
-  for (int i = 0; i < kParts; ++i) sum.part[i] += x.part[i];
+  for (std::int64_t i = 0; i < kParts; ++i) sum.part[i] += x.part[i];
 }
 
 /// Sum of the 16 lanes, in one order in every build.

@@ -26,7 +26,7 @@ LIBVAR_INLINE float to_float(T x) {
 }
 
 LIBVAR_INLINE void add_squares(Group& sum, const Group& x) {
-  for (int i = 0; i < kParts; ++i) {
+  for (std::int64_t i = 0; i < kParts; ++i) {
     sum.first.part[i] += x.first.part[i] * x.first.part[i];
     sum.second.part[i] += x.second.part[i] * x.second.part[i];
   }
@@ -36,7 +36,7 @@ LIBVAR_INLINE void add_squares(Group& sum, const Group& x) {
 template <typename T>
 LIBVAR_INLINE Group rounded_sum(const Group& x, const Group& y) {
   Group sum;
-  for (int i = 0; i < kParts; ++i) {
+  for (std::int64_t i = 0; i < kParts; ++i) {
     sum.first.part[i] = rounded_to(T(), x.first.part[i] + y.first.part[i]);
     sum.second.part[i] = rounded_to(T(), x.second.part[i] + y.second.part[i]);
   }
@@ -105,7 +105,7 @@ LIBVAR_INLINE float sink_score(const NormRow& row, const T* x, float inverse) {
 template <typename T>
 LIBVAR_INLINE Group normed_group(const Group& x, const Group& weight, float inverse) {
   Group result;
-  for (int i = 0; i < kParts; ++i) {
+  for (std::int64_t i = 0; i < kParts; ++i) {
     result.first.part[i] = weight.first.part[i] * rounded_to(T(), x.first.part[i] * inverse);
     result.second.part[i] = weight.second.part[i] * rounded_to(T(), x.second.part[i] * inverse);
   }

@@ -21,7 +21,7 @@ constexpr std::int64_t kBlock = 64;
 
 LIBVAR_INLINE void add_mixed(HalfGroup (&mass)[kNumTokenClasses], const HalfGroup& x,
                              const std::uint8_t* of_lane) {
-  for (int i = 0; i < kParts; ++i) {
+  for (std::int64_t i = 0; i < kParts; ++i) {
     const Ints classes = load_bytes(of_lane + i * kLanes);
     for (int c = 0; c < kNumTokenClasses; ++c)
       mass[c].part[i] = add_where(classes, c, x.part[i], mass[c].part[i]);
@@ -29,7 +29,7 @@ LIBVAR_INLINE void add_mixed(HalfGroup (&mass)[kNumTokenClasses], const HalfGrou
 }
 
 LIBVAR_INLINE void add_pure(HalfGroup& mass, const Group& x) {
-  for (int i = 0; i < kParts; ++i) mass.part[i] += x.first.part[i] + x.second.part[i];
+  for (std::int64_t i = 0; i < kParts; ++i) mass.part[i] += x.first.part[i] + x.second.part[i];
 }
 
 // A switch, and not mass[of_group], so that all four masses stay in registers.
@@ -73,7 +73,8 @@ LIBVAR_INLINE void row_masses(float (&mass)[kNumTokenClasses], const T* row,
 
 LIBVAR_INLINE void scale_mixed(HalfGroup& x, const float (&weight)[kNumTokenClasses],
                                const std::uint8_t* of_lane) {
-  for (int i = 0; i < kParts; ++i) x.part[i] *= look_up(weight, load_bytes(of_lane + i * kLanes));
+  for (std::int64_t i = 0; i < kParts; ++i)
+    x.part[i] *= look_up(weight, load_bytes(of_lane + i * kLanes));
 }
 
 LIBVAR_INLINE Group scaled(Group x, const float (&weight)[kNumTokenClasses], std::uint8_t of_group,
@@ -82,7 +83,7 @@ LIBVAR_INLINE Group scaled(Group x, const float (&weight)[kNumTokenClasses], std
     scale_mixed(x.first, weight, of_lane);
     scale_mixed(x.second, weight, of_lane + kGroup / 2);
   } else {
-    for (int i = 0; i < kParts; ++i) {
+    for (std::int64_t i = 0; i < kParts; ++i) {
       x.first.part[i] *= weight[of_group];
       x.second.part[i] *= weight[of_group];
     }
@@ -166,9 +167,10 @@ LIBVAR_INLINE std::uint8_t finish_group(std::uint8_t* of_lane, ElementType type,
   *has_visual_sink |= any_of(reinterpret_cast<Classes>(first == kVisualSink) |
                              reinterpret_cast<Classes>(second == kVisualSink));
   if (mixed && type == ElementType::kBfloat16) {
-    const Classes even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-    const Classes even_keys = __builtin_shuffle(first, second, even);
-    const Classes odd_keys = __builtin_shuffle(first, second, even + 1);
+    const Classes even_keys = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14, 16,
+                                                      18, 20, 22, 24, 26, 28, 30);
+    const Classes odd_keys = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15, 17,
+                                                     19, 21, 23, 25, 27, 29, 31);
     __builtin_memcpy(of_lane, &even_keys, sizeof(even_keys));
     __builtin_memcpy(of_lane + kGroup / 2, &odd_keys, sizeof(odd_keys));
   }
