@@ -67,11 +67,22 @@ LIBVAR_DEVICE int sequence_length(const AttentionArguments<T>& args, std::int64_
   return length < 0 ? 0 : (length > args.num_keys ? args.num_keys : length);
 }
 
+/// What the class of a key is computed from.
+struct KeyFacts {
+  float sink_score;
+  bool visual;
+};
+
+template <typename T>
+LIBVAR_DEVICE KeyFacts key_facts(const AttentionArguments<T>& args, std::int64_t b, int j) {
+  return {args.sink_scores[args.sink_scores_stride.offset(b, j)],
+          args.visual_mask[args.visual_mask_stride.offset(b, j)]};
+}
+
 template <typename T>
 LIBVAR_DEVICE int key_class(const AttentionArguments<T>& args, std::int64_t b, int j, float tau) {
-  const float sink_score = args.sink_scores[args.sink_scores_stride.offset(b, j)];
-  const bool visual = args.visual_mask[args.visual_mask_stride.offset(b, j)];
-  return token_class(sink_score, visual, tau);
+  const KeyFacts facts = key_facts(args, b, j);
+  return token_class(facts.sink_score, facts.visual, tau);
 }
 
 /// Whether the row may be selected as far as its own place goes; rule 3 comes on top.
@@ -82,27 +93,50 @@ LIBVAR_DEVICE bool row_may_be_selected(const AttentionArguments<T>& args, std::i
                                   : !args.visual_mask[args.visual_mask_stride.offset(b, position)];
 }
 
-/// The ranges into which the keys of a sequence are cut: `num_fine` ranges of `fine` keys, then
-/// ranges of `coarse` keys. They depend on the kernel alone, never on batch, capacity or length,
-/// and so do a row's bits.
+/// The ranges into which the keys of a sequence are cut: `num_fine` ranges of 2^fine_log2 keys,
+/// then ranges of 2^coarse_log2 keys. They depend on the kernel alone, never on batch, capacity or
+/// length, and so do a row's bits.
 struct KeyRanges {
-  int fine = 0;
+  int fine_log2 = 0;
   int num_fine = 0;
-  int coarse = 0;
+  int coarse_log2 = 0;
 
   LIBVAR_HOST_DEVICE int begin(int range) const {
-    return range <= num_fine ? range * fine : num_fine * fine + (range - num_fine) * coarse;
+    return range <= num_fine ? range << fine_log2
+                             : (num_fine << fine_log2) + ((range - num_fine) << coarse_log2);
   }
 
   LIBVAR_HOST_DEVICE int index(int position) const {
-    const int past_fine = position - num_fine * fine;
-    return past_fine < 0 ? position / fine : num_fine + past_fine / coarse;
+    const int past_fine = position - (num_fine << fine_log2);
+    return past_fine < 0 ? position >> fine_log2 : num_fine + (past_fine >> coarse_log2);
   }
 
   /// Ranges that hold any of the first `num_keys` keys.
   LIBVAR_HOST_DEVICE int count(int num_keys) const {
     return num_keys <= 0 ? 0 : index(num_keys - 1) + 1;
   }
+};
+
+/// Divides by a number that the host knows. A division of the device takes dozens of instructions,
+/// and a decode kernel is over after a few thousand cycles.
+class Divider {
+ public:
+  Divider() = default;
+
+  /// Exact for n * divisor < 2^32.
+  explicit Divider(int divisor)
+      : divisor_(divisor),
+        reciprocal_((std::uint64_t{1} << 32) / static_cast<std::uint64_t>(divisor) + 1) {}
+
+  LIBVAR_DEVICE int divide(int n) const {
+    return static_cast<int>((static_cast<std::uint64_t>(n) * reciprocal_) >> 32);
+  }
+
+  LIBVAR_DEVICE int divisor() const { return divisor_; }
+
+ private:
+  int divisor_ = 1;
+  std::uint64_t reciprocal_ = 0;
 };
 
 /// Softmax of one row over the keys of one class in one range, to base 2: the largest score (minus
@@ -126,7 +160,9 @@ template <typename T>
 struct PartialArguments {
   AttentionArguments<T> attention;
   KeyRanges ranges;
-  int num_ranges;  ///< of the capacity
+  Divider group;     ///< heads of a group
+  Divider kv_heads;  ///< of a sequence
+  int num_ranges;    ///< of the capacity
   int num_slots;
   int first_sequence;
   int num_sequences;
@@ -144,11 +180,18 @@ std::int64_t num_packed_rows(const PartialArguments<T>& args) {
   return std::int64_t{args.num_rows} * (args.attention.num_heads / args.attention.num_kv_heads);
 }
 
-/// Blocks of a launch whose blocks own `rows_in_tile` packed rows.
+/// Tiles of `rows_in_tile` packed rows of a KV head.
 template <typename T>
-std::int64_t num_blocks(const PartialArguments<T>& args, int rows_in_tile) {
-  return (num_packed_rows(args) + rows_in_tile - 1) / rows_in_tile * args.num_slots *
-         args.attention.num_kv_heads * args.num_sequences;
+std::int64_t num_row_tiles(const PartialArguments<T>& args, int rows_in_tile) {
+  return (num_packed_rows(args) + rows_in_tile - 1) / rows_in_tile;
+}
+
+/// Blocks of a launch: slots, row tiles, KV heads of all sequences.
+template <typename T>
+dim3 tile_grid(const PartialArguments<T>& args, int rows_in_tile) {
+  return dim3(static_cast<unsigned>(args.num_slots),
+              static_cast<unsigned>(num_row_tiles(args, rows_in_tile)),
+              static_cast<unsigned>(args.attention.num_kv_heads * args.num_sequences));
 }
 
 template <bool kClasses>
@@ -157,44 +200,43 @@ inline constexpr int kNumStates = kClasses ? kNumTokenClasses : 1;
 /// Scores are kept to base 2: 2^x is one instruction.
 inline constexpr float kLog2E = 1.44269504f;
 
-/// The packed rows of a block, and which of them are there.
+/// The packed rows of a block.
 struct RowTile {
   std::int64_t sequence;  ///< in the call
+  int local_sequence;     ///< in the launch
   int kv_head;
   int slot;
-  int first;          ///< first packed row
-  int num_packed;     ///< packed rows of the KV head in this launch
-  int group;          ///< heads in a group
-  int last_position;  ///< of the tile's last row; nothing past it is read
-  bool is_last;       ///< the tile that reports RangeFacts
+  int first;           ///< first packed row
+  int num_packed;      ///< packed rows of the KV head in this launch
+  int first_position;  ///< of query row first_row
+  int last_position;   ///< of the tile's last row; nothing past it is read
+  bool is_last;        ///< the tile that reports RangeFacts
 };
 
 template <typename T>
 LIBVAR_DEVICE RowTile row_tile(const PartialArguments<T>& args, int rows_in_tile) {
   RowTile tile = {};
-  tile.group = args.attention.num_heads / args.attention.num_kv_heads;
-  tile.num_packed = args.num_rows * tile.group;
-  const int num_tiles = (tile.num_packed + rows_in_tile - 1) / rows_in_tile;
-  int rest = static_cast<int>(blockIdx.x);
-  tile.slot = rest % args.num_slots;
-  rest /= args.num_slots;
-  const int index = rest % num_tiles;
-  rest /= num_tiles;
-  tile.kv_head = rest % args.attention.num_kv_heads;
-  tile.sequence = args.first_sequence + rest / args.attention.num_kv_heads;
-  tile.first = index * rows_in_tile;
-  const int end = min(tile.first + rows_in_tile, tile.num_packed);
-  const int length = sequence_length(args.attention, tile.sequence);
-  tile.last_position = length - args.attention.num_rows + args.first_row + (end - 1) / tile.group;
-  tile.is_last = tile.kv_head == 0 && index == num_tiles - 1;
+  const auto head = static_cast<int>(blockIdx.z);
+  tile.local_sequence = args.kv_heads.divide(head);
+  tile.kv_head = head - tile.local_sequence * args.kv_heads.divisor();
+  tile.sequence = args.first_sequence + tile.local_sequence;
+  tile.slot = static_cast<int>(blockIdx.x);
+  tile.first = static_cast<int>(blockIdx.y) * rows_in_tile;
+  tile.num_packed = args.num_rows * args.group.divisor();
+  const int last = min(tile.first + rows_in_tile, tile.num_packed) - 1;
+  tile.first_position =
+      sequence_length(args.attention, tile.sequence) - args.attention.num_rows + args.first_row;
+  tile.last_position = tile.first_position + args.group.divide(last);
+  tile.is_last = tile.kv_head == 0 && blockIdx.y == gridDim.y - 1;
   return tile;
 }
 
-/// A packed row of a tile: where its query is and where its states go.
+/// A packed row of a tile: where its query is and where its states go. One that does not exist sees
+/// no key; its query may be read, since it points to one that exists.
 struct PackedRow {
   int head = 0;
-  int row = 0;             ///< query row of the call
-  int position = -1;       ///< -1: not there, sees nothing
+  int row = 0;  ///< query row of the call
+  int position = -1;
   std::int64_t index = 0;  ///< among the rows of the launch
   bool exists = false;
 };
@@ -204,15 +246,15 @@ LIBVAR_DEVICE PackedRow packed_row(const PartialArguments<T>& args, const RowTil
   PackedRow result;
   const int packed = tile.first + i;
   result.exists = packed < tile.num_packed;
-  if (!result.exists) return result;
-  const int local_row = packed / tile.group;
-  result.head = tile.kv_head * tile.group + packed % tile.group;
+  const int local_row = result.exists ? args.group.divide(packed) : 0;
+  const int in_group = result.exists ? packed - local_row * args.group.divisor() : 0;
+  result.head = tile.kv_head * args.group.divisor() + in_group;
   result.row = args.first_row + local_row;
-  result.position =
-      sequence_length(args.attention, tile.sequence) - args.attention.num_rows + result.row;
-  result.index = ((tile.sequence - args.first_sequence) * args.attention.num_heads + result.head) *
-                     args.num_rows +
-                 local_row;
+  result.position = result.exists ? tile.first_position + local_row : -1;
+  result.index =
+      (static_cast<std::int64_t>(tile.local_sequence) * args.attention.num_heads + result.head) *
+          args.num_rows +
+      local_row;
   return result;
 }
 

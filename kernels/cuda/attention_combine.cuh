@@ -31,6 +31,7 @@ struct CombineShared {
 struct CombineRow {
   std::int64_t sequence;
   std::int64_t local_sequence;
+  int head;
   int row;
   int position;
   int num_ranges;
@@ -39,13 +40,16 @@ struct CombineRow {
 
 template <bool kClasses, typename T>
 LIBVAR_DEVICE CombineRow combine_row(const PartialArguments<T>& args) {
-  const auto index = static_cast<std::int64_t>(blockIdx.x);
   CombineRow row = {};
-  row.row = args.first_row + static_cast<int>(index % args.num_rows);
-  row.local_sequence = index / args.num_rows / args.attention.num_heads;
+  row.row = args.first_row + static_cast<int>(blockIdx.x);
+  row.head = static_cast<int>(blockIdx.y);
+  row.local_sequence = static_cast<int>(blockIdx.z);
   row.sequence = args.first_sequence + row.local_sequence;
   row.position = sequence_length(args.attention, row.sequence) - args.attention.num_rows + row.row;
   row.num_ranges = args.ranges.count(row.position + 1);
+  const std::int64_t index = (row.local_sequence * args.attention.num_heads + row.head) *
+                                 static_cast<std::int64_t>(args.num_rows) +
+                             blockIdx.x;
   row.states = args.states + state_index<kClasses>(args, index, 0);
   return row;
 }
@@ -193,7 +197,6 @@ __global__ void __launch_bounds__(kCombineThreads, 4) combine_kernel(PartialArgu
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const CombineRow row = combine_row<kClasses>(args);
-  const int head = static_cast<int>(blockIdx.x) / args.num_rows % attention.num_heads;
   const float maximum = survey<kClasses>(args, shared, row);
   const float base = maximum == -INFINITY ? 0.0f : maximum;
   float mass[kNumTokenClasses];
@@ -224,7 +227,7 @@ __global__ void __launch_bounds__(kCombineThreads, 4) combine_kernel(PartialArgu
   __syncthreads();
 
   const std::int64_t index =
-      (row.sequence * attention.num_heads + head) * attention.num_rows + row.row;
+      (row.sequence * attention.num_heads + row.head) * attention.num_rows + row.row;
   const auto* out = reinterpret_cast<const float*>(shared.out);
   for (int d = static_cast<int>(threadIdx.x); d < attention.head_dim; d += kCombineThreads) {
     float value = 0.0f;
@@ -243,14 +246,12 @@ __global__ void __launch_bounds__(kCombineThreads, 4) combine_kernel(PartialArgu
 
 template <typename T, bool kClasses>
 cudaError_t launch_combine_kernel(const PartialArguments<T>& args, cudaStream_t stream) {
-  const std::int64_t num_blocks =
-      std::int64_t{args.num_sequences} * args.attention.num_heads * args.num_rows;
-  if (args.attention.head_dim <= 4 * kWarpSize) {
-    return launch(&combine_kernel<T, 1, kClasses>, num_blocks, kCombineThreads,
-                  sizeof(CombineShared), stream, args);
-  }
-  return launch(&combine_kernel<T, 2, kClasses>, num_blocks, kCombineThreads, sizeof(CombineShared),
-                stream, args);
+  const dim3 grid(static_cast<unsigned>(args.num_rows),
+                  static_cast<unsigned>(args.attention.num_heads),
+                  static_cast<unsigned>(args.num_sequences));
+  const auto kernel = args.attention.head_dim <= 4 * kWarpSize ? &combine_kernel<T, 1, kClasses>
+                                                               : &combine_kernel<T, 2, kClasses>;
+  return launch(kernel, grid, kCombineThreads, sizeof(CombineShared), stream, args);
 }
 
 template <typename T>

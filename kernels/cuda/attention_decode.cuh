@@ -31,6 +31,7 @@ struct DecodeShape {
 
 template <typename Shape, int kRows, bool kClasses>
 struct DecodeShared {
+  Vector query[kRows][Shape::kVectors][Shape::kLanes];
   float score[kRows][Shape::kTileKeys];
   int kind[Shape::kTileKeys];  // class of a key, -1 for a key that no row sees
   float out[kNumStates<kClasses>][kRows][kDecodeWarps][Shape::kDims];
@@ -73,14 +74,14 @@ LIBVAR_DEVICE int own_key(int lane) {
   return lane % kLanes / (kLanes / kCount);
 }
 
-/// The block's rows: queries as float32, zeros past the head size, and places.
+/// The block's rows: queries, zeros past the head size, and places.
 template <typename Shape, int kRows>
 struct DecodeRows {
-  float query[kRows][Shape::kVectors * Shape::kElements];
+  Vector query[kRows][Shape::kVectors];
   PackedRow row[kRows];
 
   template <typename T>
-  LIBVAR_DEVICE void load(const PartialArguments<T>& args, const RowTile& tile, int lane) {
+  LIBVAR_DEVICE void load(const PartialArguments<T>& args, const RowTile& tile) {
     const AttentionArguments<T>& attention = args.attention;
     LIBVAR_UNROLL
     for (int i = 0; i < kRows; ++i) {
@@ -89,14 +90,18 @@ struct DecodeRows {
           attention.query + attention.query_stride.offset(tile.sequence, row[i].head, row[i].row);
       LIBVAR_UNROLL
       for (int v = 0; v < Shape::kVectors; ++v) {
-        const int d = Shape::first_dim(lane, v);
-        Vector vector = {};
-        if (row[i].exists && d < attention.head_dim) vector = load_once(from + d);
-        float values[Shape::kElements];
-        unpack<T>(vector, values);
-        LIBVAR_UNROLL
-        for (int e = 0; e < Shape::kElements; ++e) query[i][v * Shape::kElements + e] = values[e];
+        const int d = Shape::first_dim(static_cast<int>(threadIdx.x), v);
+        query[i][v] = load_once(from, d, d < attention.head_dim);
       }
+    }
+  }
+
+  LIBVAR_DEVICE void share(Vector (&to)[kRows][Shape::kVectors][Shape::kLanes]) const {
+    if (static_cast<int>(threadIdx.x) >= Shape::kLanes) return;
+    LIBVAR_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      LIBVAR_UNROLL
+      for (int v = 0; v < Shape::kVectors; ++v) to[i][v][threadIdx.x] = query[i][v];
     }
   }
 };
@@ -116,8 +121,7 @@ struct DecodeTile {
       LIBVAR_UNROLL
       for (int v = 0; v < Shape::kVectors; ++v) {
         const int d = Shape::first_dim(static_cast<int>(threadIdx.x), v);
-        vector[i][v] = Vector{};
-        if (j < end && d < head_dim) vector[i][v] = load_once(from + j * stride + d);
+        vector[i][v] = load_once(from, j * stride + d, j < end && d < head_dim);
       }
     }
   }
@@ -132,6 +136,10 @@ LIBVAR_DEVICE void score_tile(DecodeShared<Shape, kRows, kClasses>& shared,
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   LIBVAR_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    float query[Shape::kVectors][Shape::kElements];
+    LIBVAR_UNROLL
+    for (int v = 0; v < Shape::kVectors; ++v)
+      unpack<T>(shared.query[r][v][lane % Shape::kLanes], query[v]);
     float dot[Shape::kKeys];
     LIBVAR_UNROLL
     for (int i = 0; i < Shape::kKeys; ++i) {
@@ -141,8 +149,7 @@ LIBVAR_DEVICE void score_tile(DecodeShared<Shape, kRows, kClasses>& shared,
         float key[Shape::kElements];
         unpack<T>(keys.vector[i][v], key);
         LIBVAR_UNROLL
-        for (int e = 0; e < Shape::kElements; ++e)
-          dot[i] = fmaf(rows.query[r][v * Shape::kElements + e], key[e], dot[i]);
+        for (int e = 0; e < Shape::kElements; ++e) dot[i] = fmaf(query[v][e], key[e], dot[i]);
       }
     }
     const float sum = reduce_keys<Shape::kKeys, Shape::kLanes>(dot, lane);
@@ -287,8 +294,7 @@ LIBVAR_DEVICE void store_range(const PartialArguments<T>& args, const RowTile& t
     }
   }
   if (kClasses && tile.is_last && threadIdx.x == 0) {
-    const std::int64_t sequence = tile.sequence - args.first_sequence;
-    args.facts[sequence * args.num_ranges + range] = state.facts;
+    args.facts[std::int64_t{tile.local_sequence} * args.num_ranges + range] = state.facts;
   }
 }
 
@@ -310,7 +316,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kRows == 1 ? 4 : 3)
   const T* value = attention.value + attention.value_stride.offset(tile.sequence, tile.kv_head, 0);
   const int stream = static_cast<int>(threadIdx.x) / kLanes;
   DecodeRows<Shape, kRows> rows;
-  rows.load(args, tile, static_cast<int>(threadIdx.x));
+  rows.load(args, tile);
 
   for_ranges(args, tile, [&](int range) {
     DecodeState<Shape, kRows, kClasses> state;
@@ -320,14 +326,20 @@ __global__ void __launch_bounds__(kDecodeThreads, kRows == 1 ? 4 : 3)
     for (int start = args.ranges.begin(range); start < range_end; start += Shape::kTileKeys) {
       DecodeTile<Shape> keys;
       DecodeTile<Shape> values;
+      // The class is looked up between the loads and their use: no load waits for phi.
       const int own = start + static_cast<int>(threadIdx.x);
-      const bool has_own = static_cast<int>(threadIdx.x) < Shape::kTileKeys;
-      int kind = -1;
-      if (has_own && own < range_end)
-        kind = kClasses ? key_class(attention, tile.sequence, own, tau) : 0;
+      KeyFacts facts = {};
+      if (kClasses) facts = key_facts(attention, tile.sequence, min(own, range_end - 1));
       keys.load(key, attention.key_stride.row, attention.head_dim, start, range_end);
       values.load(value, attention.value_stride.row, attention.head_dim, start, range_end);
-      if (has_own) shared.kind[threadIdx.x] = kind;
+      // Queries come from shared memory behind a barrier, which waits for no load of keys and
+      // values. From registers, the compiler would compute scores before it asks for the values.
+      rows.share(shared.query);
+      __syncthreads();
+      if (static_cast<int>(threadIdx.x) < Shape::kTileKeys) {
+        const int kind = kClasses ? token_class(facts.sink_score, facts.visual, tau) : 0;
+        shared.kind[threadIdx.x] = own < range_end ? kind : -1;
+      }
       score_tile<T>(shared, rows, keys, start, attention.scale * kLog2E);
       __syncthreads();
       float correction[kRows];
@@ -358,8 +370,8 @@ template <typename T, int kLanes, int kVectors, int kRows, bool kClasses>
 cudaError_t launch_decode_of(const PartialArguments<T>& args, cudaStream_t stream) {
   using Shape = DecodeShape<T, kLanes, kVectors>;
   // A range is whole tiles: tiles would otherwise cross its end.
-  if (args.ranges.coarse % Shape::kTileKeys != 0) return cudaErrorInvalidValue;
-  return launch(&decode_kernel<T, kLanes, kVectors, kRows, kClasses>, num_blocks(args, kRows),
+  if ((1 << args.ranges.coarse_log2) % Shape::kTileKeys != 0) return cudaErrorInvalidValue;
+  return launch(&decode_kernel<T, kLanes, kVectors, kRows, kClasses>, tile_grid(args, kRows),
                 kDecodeThreads, sizeof(DecodeShared<Shape, kRows, kClasses>), stream, args);
 }
 

@@ -29,8 +29,7 @@ struct FragmentRows {
   }
 };
 
-/// Queries as the left operand: each lane reads its own two neighbours, zeros for a row that is not
-/// there.
+/// Queries as the left operand: each lane reads its own two neighbours.
 template <typename T, int kDims>
 LIBVAR_DEVICE void load_query(const PartialArguments<T>& args, const RowTile& tile,
                               const FragmentRows& rows, std::uint32_t (&query)[kDims / 16][4]) {
@@ -44,9 +43,7 @@ LIBVAR_DEVICE void load_query(const PartialArguments<T>& args, const RowTile& ti
     for (int step = 0; step < kDims / 16; ++step) {
       LIBVAR_UNROLL
       for (int half = 0; half < 2; ++half) {
-        std::uint32_t word = 0;
-        if (row.exists) word = load_word(from + 16 * step + 8 * half);
-        query[step][2 * half + i] = word;
+        query[step][2 * half + i] = load_word(from + 16 * step + 8 * half);
       }
     }
   }

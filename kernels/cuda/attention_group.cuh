@@ -228,8 +228,8 @@ LIBVAR_DEVICE void report_facts(const PartialArguments<T>& args,
       facts.first_visual_sink = start + first + __ffs(static_cast<int>(sinks)) - 1;
     facts.num_visual += __popc(__ballot_sync(kFullWarp, kind == 0 || kind == 1));
   }
-  const std::int64_t sequence = tile.sequence - args.first_sequence;
-  if (threadIdx.x == 0) args.facts[sequence * args.num_ranges + range] = facts;
+  if (threadIdx.x == 0)
+    args.facts[std::int64_t{tile.local_sequence} * args.num_ranges + range] = facts;
 }
 
 // Work: a block takes ranges of 128 keys for 16 packed rows of one KV head. Scores: a warp computes
@@ -253,6 +253,9 @@ __global__ void __launch_bounds__(kTensorThreads, 3) group_kernel(PartialArgumen
     const int count = min(tile.last_position + 1 - start, kGroupKeys);
     const int padded = (count + kFragmentKeys - 1) / kFragmentKeys * kFragmentKeys;
     const auto local = [&](int i) { return i < count ? start + i : -1; };
+    // Anew for each range: registers that outputs of four classes need.
+    std::uint32_t query[kDims / 16][4];
+    load_query<T, kDims>(args, tile, rows, query);
     copy_rows<T, kDims>(shared.key, key, attention.key_stride.row, padded, local);
     commit_copies();
     copy_rows<T, kDims>(shared.value, value, attention.value_stride.row, padded, local);
@@ -261,9 +264,6 @@ __global__ void __launch_bounds__(kTensorThreads, 3) group_kernel(PartialArgumen
       const int own = static_cast<int>(threadIdx.x);
       shared.kind[own] = own < count ? key_class(attention, tile.sequence, start + own, tau) : -1;
     }
-    // Anew for each range: registers that outputs of four classes need.
-    std::uint32_t query[kDims / 16][4];
-    load_query<T, kDims>(args, tile, rows, query);
     wait_for_copies<1>();
     __syncthreads();
     float score[4][4];
@@ -285,9 +285,9 @@ __global__ void __launch_bounds__(kTensorThreads, 3) group_kernel(PartialArgumen
 template <typename T, int kDims>
 cudaError_t launch_group_of(const PartialArguments<T>& args, bool with_classes,
                             cudaStream_t stream) {
-  return with_classes ? launch(&group_kernel<T, kDims, true>, num_blocks(args, kGroupRows),
+  return with_classes ? launch(&group_kernel<T, kDims, true>, tile_grid(args, kGroupRows),
                                kTensorThreads, sizeof(GroupShared<T, kDims>), stream, args)
-                      : launch(&group_kernel<T, kDims, false>, num_blocks(args, kGroupRows),
+                      : launch(&group_kernel<T, kDims, false>, tile_grid(args, kGroupRows),
                                kTensorThreads, sizeof(GroupShared<T, kDims>), stream, args);
 }
 

@@ -67,10 +67,10 @@ AttentionKernel choose_attention_kernel(const AttentionArguments<T>& args) {
 /// fills the GPU.
 template <typename T>
 KeyRanges key_ranges(AttentionKernel kernel, int head_dim) {
-  if (kernel == AttentionKernel::kGroup) return {0, 0, 128};
-  if (kernel == AttentionKernel::kRows) return {128, 8, 512};
+  if (kernel == AttentionKernel::kGroup) return {0, 0, 7};
+  if (kernel == AttentionKernel::kRows) return {7, 8, 9};
   // 16 lanes of 16 bytes hold a key, or fewer lanes twice as many keys.
-  return {0, 0, head_dim * static_cast<int>(sizeof(T)) <= 128 ? 128 : 64};
+  return {0, 0, head_dim * static_cast<int>(sizeof(T)) <= 128 ? 7 : 6};
 }
 
 /// A call cut into launches: `num_sequences` sequences and `num_rows` query rows each. Where it is
@@ -128,9 +128,10 @@ cudaError_t launch_piece(PartialArguments<T>& args, AttentionKernel kernel, bool
   const int rows_in_tile = kernel == AttentionKernel::kDecode  ? kDecodeRows
                            : kernel == AttentionKernel::kGroup ? kGroupRows
                                                                : kRowsRows;
-  args.num_slots = 1;
-  args.num_slots = static_cast<int>(
-      std::clamp<std::int64_t>(kMostBlocks / num_blocks(args, rows_in_tile), 1, args.num_ranges));
+  const std::int64_t num_tiles =
+      num_row_tiles(args, rows_in_tile) * args.attention.num_kv_heads * args.num_sequences;
+  args.num_slots =
+      static_cast<int>(std::clamp<std::int64_t>(kMostBlocks / num_tiles, 1, args.num_ranges));
   cudaError_t error = cudaErrorInvalidValue;
   if (kernel == AttentionKernel::kDecode) error = launch_decode(args, with_classes, stream);
   if constexpr (sizeof(T) == 2) {
@@ -155,6 +156,8 @@ cudaError_t launch_attention(const AttentionArguments<T>& attention, AttentionKe
   PartialArguments<T> args = {};
   args.attention = attention;
   args.ranges = key_ranges<T>(kernel, attention.head_dim);
+  args.group = Divider(attention.num_heads / attention.num_kv_heads);
+  args.kv_heads = Divider(attention.num_kv_heads);
   args.num_ranges = pieces.num_ranges;
   auto* bytes = static_cast<unsigned char*>(scratch);
   args.out = reinterpret_cast<float*>(bytes);

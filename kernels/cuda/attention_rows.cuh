@@ -336,8 +336,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2) rows_kernel(PartialArgument
       if (block.is_last && threadIdx.x == 0) {
         RangeFacts facts = {INT_MAX, shared.count[0] + shared.count[1]};
         if (shared.count[0] > 0) facts.first_visual_sink = range.start + shared.order[0][0];
-        const std::int64_t sequence = block.sequence - args.first_sequence;
-        args.facts[sequence * args.num_ranges + index] = facts;
+        args.facts[std::int64_t{block.local_sequence} * args.num_ranges + index] = facts;
       }
     }
     attend_range<kClasses>(args, shared, block, rows, state, range);
@@ -347,9 +346,9 @@ __global__ void __launch_bounds__(kTensorThreads, 2) rows_kernel(PartialArgument
 template <typename T, int kDims>
 cudaError_t launch_rows_of(const PartialArguments<T>& args, bool with_classes,
                            cudaStream_t stream) {
-  return with_classes ? launch(&rows_kernel<T, kDims, true>, num_blocks(args, kRowsRows),
+  return with_classes ? launch(&rows_kernel<T, kDims, true>, tile_grid(args, kRowsRows),
                                kTensorThreads, sizeof(RowsShared<T, kDims>), stream, args)
-                      : launch(&rows_kernel<T, kDims, false>, num_blocks(args, kRowsRows),
+                      : launch(&rows_kernel<T, kDims, false>, tile_grid(args, kRowsRows),
                                kTensorThreads, sizeof(RowsShared<T, kDims>), stream, args);
 }
 

@@ -25,21 +25,29 @@ cudaError_t allow_shared_bytes(void (*kernel)(Arguments), std::size_t shared_byt
                               static_cast<int>(shared_bytes));
 }
 
-/// Launches `kernel` over `num_blocks` blocks; no blocks is no launch. Errors come back, they are
-/// not thrown.
+/// Launches `kernel` over a grid of blocks; no blocks is no launch. Errors come back, they are not
+/// thrown.
 template <typename Arguments>
-cudaError_t launch(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
-                   std::size_t shared_bytes, cudaStream_t stream, const Arguments& arguments) {
-  if (num_blocks == 0) return cudaSuccess;
-  if (num_blocks < 0 || num_blocks > INT32_MAX) return cudaErrorInvalidValue;
+cudaError_t launch(void (*kernel)(Arguments), dim3 grid, int num_threads, std::size_t shared_bytes,
+                   cudaStream_t stream, const Arguments& arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(num_blocks));
+  config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(num_threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, arguments);
+}
+
+/// As above, blocks in one row.
+template <typename Arguments>
+cudaError_t launch(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
+                   std::size_t shared_bytes, cudaStream_t stream, const Arguments& arguments) {
+  if (num_blocks < 0 || num_blocks > INT32_MAX) return cudaErrorInvalidValue;
+  return launch(kernel, dim3(static_cast<unsigned>(num_blocks)), num_threads, shared_bytes, stream,
+                arguments);
 }
 
 // LIBVAR_UNROLL stands before loops over small arrays: an index that is no constant costs local

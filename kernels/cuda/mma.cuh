@@ -151,18 +151,29 @@ struct alignas(16) Vector {
   std::uint32_t word[4];
 };
 
-/// Loads 16 bytes that are read once: they need no place in L1. The address is a multiple of 16.
-LIBVAR_DEVICE Vector load_once(const void* address) {
+/// Loads 16 bytes at from + offset that are read once and need no place in L1; zeros, and nothing
+/// is read, where `valid` is false. The address is a multiple of 16. Not ld.global.nc: the compiler
+/// moves those over barriers, down to their use.
+template <typename T>
+LIBVAR_DEVICE Vector load_once(const T* from, std::int64_t offset, bool valid) {
   Vector result;
 #if defined(__CUDACC__)
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(result.word[0]), "=r"(result.word[1]), "=r"(result.word[2]),
-                 "=r"(result.word[3])
-               : "l"(address));
+  asm volatile(
+      "{\n\t"
+      ".reg .pred valid;\n\t"
+      "setp.ne.b32 valid, %5, 0;\n\t"
+      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n\t"
+      "@valid ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n\t"
+      "}"
+      : "=&r"(result.word[0]), "=&r"(result.word[1]), "=&r"(result.word[2]), "=&r"(result.word[3])
+      : "l"(from + offset), "r"(static_cast<int>(valid))
+      : "memory");
 #else
-  if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0)
+  result = {};
+  if (!valid) return result;
+  if (reinterpret_cast<std::uintptr_t>(from + offset) % 16 != 0)
     simt::fail(LIBVAR_SITE, "a load of 16 bytes that is not aligned");
-  std::memcpy(&result, address, sizeof(result));
+  std::memcpy(&result, from + offset, sizeof(result));
 #endif
   return result;
 }

@@ -175,7 +175,7 @@ TEST_CASE("asynchronous copies and matrix loads that no GPU takes are refused", 
                     Contains("outside of the shared"));
   CHECK_THROWS_WITH(run(16, 64, [&] { cuda::load_matrices(words, shared()); }),
                     Contains("lanes that the block does not have"));
-  CHECK_THROWS_WITH(run(1, 0, [&] { cuda::load_once(bytes + 4); }), Contains("not aligned"));
+  CHECK_THROWS_WITH(run(1, 0, [&] { cuda::load_once(bytes, 4, true); }), Contains("not aligned"));
 }
 
 TEMPLATE_TEST_CASE("packed elements come back, and infinities among them are seen", "[simt]",
