@@ -36,8 +36,7 @@ inline constexpr int kMostDecodeRows = 16;
 inline constexpr int kGroupRows = 16;
 inline constexpr int kRowsRows = 64;
 
-/// Blocks of a launch, beyond which they loop over ranges: what a capacity much larger than the
-/// length costs in blocks without work stays small.
+/// What a capacity much larger than the length costs in blocks without work stays small.
 inline constexpr std::int64_t kMostBlocks = 2048;
 
 template <typename T>
@@ -80,6 +79,8 @@ struct AttentionPieces {
   int num_rows = 0;
   int num_ranges = 0;
   std::int64_t num_states = 0;
+  std::int64_t most_blocks =
+      kMostBlocks;        ///< of a launch, beyond which its blocks loop over ranges
   std::size_t bytes = 0;  ///< of the memory in between
 };
 
@@ -123,15 +124,15 @@ AttentionPieces cut_attention(const AttentionArguments<T>& args, AttentionKernel
 }
 
 template <typename T>
-cudaError_t launch_piece(PartialArguments<T>& args, AttentionKernel kernel, bool with_classes,
-                         cudaStream_t stream) {
+cudaError_t launch_piece(PartialArguments<T>& args, AttentionKernel kernel,
+                         std::int64_t most_blocks, bool with_classes, cudaStream_t stream) {
   const int rows_in_tile = kernel == AttentionKernel::kDecode  ? kDecodeRows
                            : kernel == AttentionKernel::kGroup ? kGroupRows
                                                                : kRowsRows;
   const std::int64_t num_tiles =
       num_row_tiles(args, rows_in_tile) * args.attention.num_kv_heads * args.num_sequences;
   args.num_slots =
-      static_cast<int>(std::clamp<std::int64_t>(kMostBlocks / num_tiles, 1, args.num_ranges));
+      static_cast<int>(std::clamp<std::int64_t>(most_blocks / num_tiles, 1, args.num_ranges));
   cudaError_t error = cudaErrorInvalidValue;
   if (kernel == AttentionKernel::kDecode) error = launch_decode(args, with_classes, stream);
   if constexpr (sizeof(T) == 2) {
@@ -173,7 +174,8 @@ cudaError_t launch_attention(const AttentionArguments<T>& attention, AttentionKe
       args.num_sequences = std::min(pieces.num_sequences, num_sequences - b);
       args.first_row = row;
       args.num_rows = std::min(pieces.num_rows, attention.num_rows - row);
-      const cudaError_t error = launch_piece(args, kernel, with_classes, stream);
+      const cudaError_t error =
+          launch_piece(args, kernel, pieces.most_blocks, with_classes, stream);
       if (error != cudaSuccess) return error;
     }
   }

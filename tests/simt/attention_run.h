@@ -69,6 +69,7 @@ struct How {
   std::optional<cuda::AttentionKernel> kernel =
       std::nullopt;  ///< none: the one that is chosen by itself
   std::size_t scratch_bytes = std::size_t{1} << 20;
+  std::int64_t most_blocks = cuda::kMostBlocks;
   bool with_classes = true;
   int padding = 8;  ///< elements after a row where transposed
 };
@@ -115,7 +116,8 @@ KernelResult<T> run_kernel(const reference::AttentionProblem& in, const How& how
   args.scale = static_cast<float>(in.scale);
   args.rule = in.rule;
   const auto kernel = how.kernel.value_or(cuda::choose_attention_kernel(args));
-  const auto pieces = cuda::cut_attention(args, kernel, how.with_classes, how.scratch_bytes);
+  auto pieces = cuda::cut_attention(args, kernel, how.with_classes, how.scratch_bytes);
+  pieces.most_blocks = how.most_blocks;
   // Poison: a partial state that nobody wrote is NaN.
   std::vector<cuda::Float4> scratch(pieces.bytes / sizeof(cuda::Float4), {{NAN, NAN, NAN, NAN}});
   REQUIRE(cuda::launch_attention(args, kernel, pieces, scratch.data(), how.with_classes, nullptr) ==
