@@ -146,8 +146,8 @@ LIBVAR_DEVICE std::uint32_t load_word(const void* address) {
 #endif
 }
 
-/// 16 bytes of a row.
-struct alignas(16) Vector {
+/// 16 bytes of a row. May stand for the memory of any type.
+struct __attribute__((may_alias, aligned(16))) Vector {
   std::uint32_t word[4];
 };
 

@@ -54,18 +54,19 @@ LIBVAR_DEVICE void write_phi(const NormArguments<T>& args, const NormShared& sha
 /// because an index that is no constant costs local memory.
 template <typename T, int kThreads, int kVectors>
 LIBVAR_DEVICE float owned_element(const Vector (&row)[kVectors], int thread, int d) {
-  constexpr int kInWord = kVectorElements<T> / 4;
+  constexpr int kInWord = kVectorSize<T> / 4;
   std::uint32_t word = 0;
   LIBVAR_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     LIBVAR_UNROLL
     for (int w = 0; w < 4; ++w) {
       const int place = (v * kThreads + thread) * 4 + w;
-      word |= row[v].words[w] & (d / kInWord == place ? 0xffffffffu : 0u);
+      word |= row[v].word[w] & (d / kInWord == place ? 0xffffffffu : 0u);
     }
   }
-  float x[kInWord];
-  unpack_word(word, static_cast<T*>(nullptr), x);
+  const Vector found = {{word, 0, 0, 0}};
+  float x[kVectorSize<T>];
+  unpack<T>(found, x);
   return d % kInWord == 0 ? x[0] : x[kInWord - 1];
 }
 
@@ -73,27 +74,27 @@ LIBVAR_DEVICE float owned_element(const Vector (&row)[kVectors], int thread, int
 /// those of the stored residual.
 template <typename T>
 LIBVAR_DEVICE Vector rounded_sum(const Vector& a, const Vector& b) {
-  float x[kVectorElements<T>];
-  float y[kVectorElements<T>];
+  float x[kVectorSize<T>];
+  float y[kVectorSize<T>];
   unpack<T>(a, x);
   unpack<T>(b, y);
   LIBVAR_UNROLL
-  for (int e = 0; e < kVectorElements<T>; ++e) x[e] += y[e];
+  for (int e = 0; e < kVectorSize<T>; ++e) x[e] += y[e];
   return pack<T>(x);
 }
 
 /// transformers' order of rounding: normalise, cast, multiply by the weight, cast.
 template <typename T>
 LIBVAR_DEVICE Vector normalised(const Vector& row, float scale, const Vector& weight) {
-  float x[kVectorElements<T>];
-  float y[kVectorElements<T>];
+  float x[kVectorSize<T>];
+  float y[kVectorSize<T>];
   unpack<T>(row, x);
   LIBVAR_UNROLL
-  for (int e = 0; e < kVectorElements<T>; ++e) x[e] *= scale;
+  for (int e = 0; e < kVectorSize<T>; ++e) x[e] *= scale;
   unpack<T>(pack<T>(x), x);
   unpack<T>(weight, y);
   LIBVAR_UNROLL
-  for (int e = 0; e < kVectorElements<T>; ++e) x[e] *= y[e];
+  for (int e = 0; e < kVectorSize<T>; ++e) x[e] *= y[e];
   return pack<T>(x);
 }
 
@@ -104,7 +105,7 @@ LIBVAR_DEVICE Vector normalised(const Vector& row, float scale, const Vector& we
 // waited for.
 template <typename T, int kThreads, int kVectors>
 __global__ void __launch_bounds__(kThreads) norm_kernel(NormArguments<T> args) {
-  constexpr int kElements = kVectorElements<T>;
+  constexpr int kElements = kVectorSize<T>;
   auto& shared = dynamic_shared<NormShared>();
   const int thread = static_cast<int>(threadIdx.x);
   const std::int64_t token = static_cast<int>(blockIdx.x);
@@ -216,7 +217,7 @@ cudaError_t launch_norm(NormArguments<T> args, cudaStream_t stream) {
   const auto launch_rows = [&](auto kernel, int num_threads) {
     return launch(kernel, args.num_tokens, num_threads, sizeof(NormShared), stream, args);
   };
-  const std::int64_t num_vectors = (args.hidden_size + kVectorElements<T> - 1) / kVectorElements<T>;
+  const std::int64_t num_vectors = (args.hidden_size + kVectorSize<T> - 1) / kVectorSize<T>;
   if (num_vectors <= 128) return launch_rows(&norm_kernel<T, 128, 1>, 128);
   if (num_vectors <= 256 * 2) return launch_rows(&norm_kernel<T, 256, 2>, 256);
   if (num_vectors <= 256 * 4) return launch_rows(&norm_kernel<T, 256, 4>, 256);

@@ -65,11 +65,11 @@ inline constexpr std::uint32_t kPure = sizeof(T) == 2 ? 0x5555u : 0x55u;
 /// Scores and visual flags of the keys of one vector.
 template <typename T>
 struct TokenVector {
-  float scores[kVectorElements<T>];
-  bool visual[kVectorElements<T>];
+  float scores[kVectorSize<T>];
+  bool visual[kVectorSize<T>];
 
   LIBVAR_DEVICE TokenVector(const RedistributeArguments<T>& args, int b, int first, int last) {
-    constexpr int kElements = kVectorElements<T>;
+    constexpr int kElements = kVectorSize<T>;
     const float* scores_row = args.sink_scores + args.sink_scores_stride.offset(b, 0);
     const bool* visual_row = args.visual_mask + args.visual_mask_stride.offset(b, 0);
     if (args.sink_scores_stride.token == 1 && is_vector_aligned(scores_row) && last == kElements) {
@@ -77,7 +77,7 @@ struct TokenVector {
       for (int e = 0; e < kElements; e += 4) {
         const Vector four = load_vector(scores_row, first + e, first + kElements, true);
         LIBVAR_UNROLL
-        for (int i = 0; i < 4; ++i) scores[e + i] = bits_as<float>(four.words[i]);
+        for (int i = 0; i < 4; ++i) scores[e + i] = __uint_as_float(four.word[i]);
       }
     } else {
       LIBVAR_UNROLL
@@ -104,7 +104,7 @@ struct TokenVector {
 template <typename T>
 LIBVAR_DEVICE std::uint32_t class_word(const RedistributeArguments<T>& args, int b, int first,
                                        float (&counts)[kNumTokenClasses]) {
-  constexpr int kElements = kVectorElements<T>;
+  constexpr int kElements = kVectorSize<T>;
   const int left = static_cast<int>(args.num_keys) - first;
   if (left <= 0) return kPure<T> * static_cast<unsigned>(TokenClass::kTextNonSink);
   const int last = left < kElements ? left : kElements;
@@ -127,7 +127,7 @@ LIBVAR_DEVICE std::uint32_t class_word(const RedistributeArguments<T>& args, int
 template <typename T>
 LIBVAR_DEVICE void add_vector(const Vector& vector, std::uint32_t classes,
                               float (&mass)[kNumTokenClasses]) {
-  constexpr int kElements = kVectorElements<T>;
+  constexpr int kElements = kVectorSize<T>;
   float x[kElements];
   unpack<T>(vector, x);
   if (classes == (classes & 3u) * kPure<T>) {
@@ -160,7 +160,7 @@ LIBVAR_DEVICE float weight_of(const ClassWeights& weights, unsigned own_class) {
 template <typename T>
 LIBVAR_DEVICE bool rescale_vector(Vector& vector, std::uint32_t classes,
                                   const ClassWeights& weights) {
-  constexpr int kElements = kVectorElements<T>;
+  constexpr int kElements = kVectorSize<T>;
   float x[kElements];
   if (classes == (classes & 3u) * kPure<T>) {
     const float weight = weight_of(weights, classes & 3u);
@@ -183,7 +183,7 @@ LIBVAR_DEVICE bool rescale_vector(Vector& vector, std::uint32_t classes,
   const Vector product = pack<T>(x);
   LIBVAR_UNROLL
   for (int w = 0; w < 4; ++w)
-    vector.words[w] = (vector.words[w] & ~scaled[w]) | (product.words[w] & scaled[w]);
+    vector.word[w] = (vector.word[w] & ~scaled[w]) | (product.word[w] & scaled[w]);
   return true;
 }
 
@@ -231,7 +231,7 @@ LIBVAR_DEVICE bool may_change(const RedistributeArguments<T>& args, const RowCur
 /// The class words of one thread's vectors, several in a register.
 template <typename T, int kVectors>
 struct ClassWords {
-  static constexpr int kBits = 2 * kVectorElements<T>;
+  static constexpr int kBits = 2 * kVectorSize<T>;
   static constexpr int kInRegister = 32 / kBits;
   static constexpr int kRegisters = (kVectors + kInRegister - 1) / kInRegister;
   static constexpr int kPlaces = kRegisters * kInRegister;  // at least kVectors
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kRedistributeThreads<kWarps>,
       float counts[kNumTokenClasses] = {};
       LIBVAR_NO_UNROLL
       for (int v = 0; v < classes.kPlaces; ++v) {
-        const int first = (v * kRowThreads + thread) * kVectorElements<T>;
+        const int first = (v * kRowThreads + thread) * kVectorSize<T>;
         classes.push(class_word(args, row.batch, first, counts));
       }
       sum_over_row<kWarps>(counts, shared, turn);
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(kRedistributeThreads<kWarps>,
     Vector elements[kVectors];
     LIBVAR_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const int first = (v * kRowThreads + thread) * kVectorElements<T>;
+      const int first = (v * kRowThreads + thread) * kVectorSize<T>;
       elements[v] = load_vector(probs, first, num_keys, probs_aligned);
     }
     ClassWeights weights{{1.0f, 1.0f, 1.0f, 1.0f}, false};
@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(kRedistributeThreads<kWarps>,
     classes.forget_derived();
     LIBVAR_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const int first = (v * kRowThreads + thread) * kVectorElements<T>;
+      const int first = (v * kRowThreads + thread) * kVectorSize<T>;
       forget_derived(elements[v]);
       const bool changed =
           weights.selected && rescale_vector<T>(elements[v], classes.get(v), weights);
@@ -368,7 +368,7 @@ template <typename T>
 __global__ void __launch_bounds__(kRedistributeThreads<kRedistributeWarps>, 2)
     redistribute_long_kernel(RedistributeArguments<T> args) {
   constexpr int kThreads = kRedistributeThreads<kRedistributeWarps>;
-  constexpr int kElements = kVectorElements<T>;
+  constexpr int kElements = kVectorSize<T>;
   auto& shared = dynamic_shared<RedistributeShared>();
   const LongRow<T> kept(args, shared);
   const int num_keys = static_cast<int>(args.num_keys);
@@ -450,7 +450,7 @@ cudaError_t launch_redistribute(RedistributeArguments<T> args, cudaStream_t stre
   if (num_rows == 0 || args.num_keys == 0) return cudaSuccess;
   if (num_rows > INT32_MAX / 2 || args.num_keys > INT32_MAX / 2) return cudaErrorInvalidValue;
   // Enough bytes in flight in a multiprocessor at every length, in the fewest registers.
-  const std::int64_t num_vectors = (args.num_keys + kVectorElements<T> - 1) / kVectorElements<T>;
+  const std::int64_t num_vectors = (args.num_keys + kVectorSize<T> - 1) / kVectorSize<T>;
   if (num_vectors <= 32 * 4) return launch_redistribute_rows<T, 1, 4>(args, num_rows, stream);
   if (num_vectors <= 32 * 8) return launch_redistribute_rows<T, 1, 8>(args, num_rows, stream);
   if (num_vectors <= 128 * 4) return launch_redistribute_rows<T, 4, 4>(args, num_rows, stream);

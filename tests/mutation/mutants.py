@@ -62,7 +62,6 @@ MUTANTS = [
              "if (aligned && first + kElements <= size) return", "if (aligned && first < size) return"),
     _vectors("a row's alignment is not asked for before a store",
              "if (aligned && first + kElements <= size) {", "if (first + kElements <= size) {"),
-    _vectors("bfloat16: an odd element takes the bits of the even one along", "word & 0xffff0000u", "word"),
     _vectors("an element is loaded into its neighbour's place", "bits << e % (kElements / 4) * 16",
              "bits << (e + 1) % (kElements / 4) * 16"),
     # --- redistribute: classes, rows, geometry ---

@@ -158,7 +158,7 @@ void check_size(std::int64_t hidden_size, bool all_lane_orders) {
         CHECK(same_bits(got.normed, first.normed));
         CHECK(same_bits(got.residual, first.residual));
       };
-      constexpr std::int64_t kElements = libvar::cuda::kVectorElements<T>;
+      constexpr std::int64_t kElements = libvar::cuda::kVectorSize<T>;
       for (const std::int64_t padding :
            {std::int64_t{3}, 2 * kElements - hidden_size % kElements}) {
         in.padding = padding;
@@ -185,14 +185,14 @@ TEMPLATE_TEST_CASE("sink scores and norms agree with the oracle at the borders o
                    "[simt][norms]", float, __half, __nv_bfloat16) {
   for (const std::int64_t vectors : {128, 256 * 2, 256 * 4, 512 * 4}) {
     for (const std::int64_t beyond : {-1, 0, 1})
-      check_size<TestType>(vectors * libvar::cuda::kVectorElements<TestType> + beyond, false);
+      check_size<TestType>(vectors * libvar::cuda::kVectorSize<TestType> + beyond, false);
   }
 }
 
 TEMPLATE_TEST_CASE("any dimension can be a sink dimension", "[simt][norms]", float, __half,
                    __nv_bfloat16) {
   // All of them in turn, in the longest row of 256 threads.
-  const std::int64_t hidden_size = 256 * 4 * libvar::cuda::kVectorElements<TestType> - 1;
+  const std::int64_t hidden_size = 256 * 4 * libvar::cuda::kVectorSize<TestType> - 1;
   auto in = make_problem<TestType>(1, hidden_size, {}, true, true);
   double sum = 0.0;
   const auto plain = run_kernel<TestType>(in);

@@ -95,7 +95,7 @@ struct Probs {
   libvar::cuda::RowStrides strides;
 
   Probs(const reference::RedistributeProblem& in, Layout layout) {
-    constexpr int kElements = libvar::cuda::kVectorElements<T>;
+    constexpr int kElements = libvar::cuda::kVectorSize<T>;
     const bool strided = layout == Layout::kStrided;
     const int row_elements = strided                     ? in.num_keys + 5
                              : layout == Layout::kPadded ? (in.num_keys / kElements + 2) * kElements
@@ -328,7 +328,7 @@ TEMPLATE_TEST_CASE("redistribute agrees with the oracle at the borders of its ke
   for (const int vectors : {32 * 4, 32 * 8, 128 * 4, 256 * 4, 256 * 8}) {
     for (const int beyond : {-1, 0, 1}) {
       Case c{"keys of " + std::to_string(vectors) + " vectors and " + std::to_string(beyond)};
-      c.num_keys = vectors * libvar::cuda::kVectorElements<TestType> + beyond;
+      c.num_keys = vectors * libvar::cuda::kVectorSize<TestType> + beyond;
       c.num_heads = 3;                         // no divisor of the number of blocks
       c.num_rows = vectors <= 32 * 8 ? 5 : 2;  // every block gets several rows
       c.has_row_mask = beyond < 0;

@@ -40,12 +40,3 @@ inline float __half2float(__half x) {
   const std::uint32_t magnitude = exponent == 0x1fu ? 0x7f800000u : (exponent + 112u) << 23;
   return std::bit_cast<float>(sign | magnitude | (mantissa << 13));
 }
-
-struct __half2 {
-  __half x;
-  __half y;
-};
-
-inline __half2 __floats2half2_rn(float x, float y) {
-  return {__float2half_rn(x), __float2half_rn(y)};
-}
