@@ -36,8 +36,13 @@ endif()
 # Flags of a target of ours. Sources of others never get them.
 function(libvar_target_options target)
   target_compile_options(${target} PRIVATE
-    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-unused-parameter -Werror>
-    $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -diag-suppress=186>)
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-unused-parameter>
+    $<$<COMPILE_LANGUAGE:CUDA>:-diag-suppress=186>)
+  if(LIBVAR_WERROR)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CXX>:-Werror>
+      $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
+  endif()
   if(LIBVAR_SANITIZE)
     # GCC 12 warns of uninitialised members in the standard library itself once it is instrumented (std::regex in Catch).
     target_compile_options(${target} PRIVATE
