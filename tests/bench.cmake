@@ -13,3 +13,8 @@ endforeach()
 set_tests_properties(bench_kernels bench_kernels_cuda_grid bench_kernels_finds_wrong_attention
   bench_kernels_finds_wrong_redistribute bench_kernels_finds_wrong_rms_norm
   PROPERTIES LABELS cpu TIMEOUT 600 ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=PASSIVE")
+# Written by hand, a number of docs/benchmarks.md could say anything.
+find_program(LIBVAR_SYSTEM_PYTHON python3 REQUIRED)
+add_test(NAME bench_page COMMAND "${LIBVAR_SYSTEM_PYTHON}" "${PROJECT_SOURCE_DIR}/bench/report.py" --check)
+add_test(NAME bench_report COMMAND "${LIBVAR_SYSTEM_PYTHON}" "${PROJECT_SOURCE_DIR}/tests/tools/report_test.py")
+set_tests_properties(bench_page bench_report PROPERTIES LABELS cpu TIMEOUT 60)

@@ -1,0 +1,108 @@
+"""bench/report.py on results made up here: verdicts, shares, the check for a page that says something else."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+import report  # noqa: E402
+
+NAME = "attention/cpu/bf16/heads:32/kv_heads:32/rows:1/keys:640/sinks:8/cold"
+CONTEXT = {"date": "2026-01-02T03:04:05+00:00", "device": "cpu", "cpu": "A Processor", "sizes": "full",
+           "load_avg": [0.5]}
+
+
+def times(**medians):
+    return {f"us/{name}/median": us for name, us in medians.items()}
+
+
+def kernels(ratio=1.01, spread=0.01):
+    return {"context": CONTEXT, "benchmarks": [
+        {"name": "ceiling/cpu/read/iterations:3/manual_time", "bytes": 2e6, **times(read=100.0)},
+        {"name": NAME + "/iterations:3/manual_time", "bytes": 1e6, "aa_spread": spread,
+         **times(libvar=100.0, libvar_plain=99.0, sdpa=700.0),
+         "ratio/libvar/libvar_plain": ratio, "ratio_low/libvar/libvar_plain": 1.0,
+         "ratio_high/libvar/libvar_plain": 1.02, "at_most/libvar/libvar_plain": 1.03,
+         "ratio/sdpa/libvar": 7.0, "ratio_low/sdpa/libvar": 6.9, "ratio_high/sdpa/libvar": 7.1,
+         "at_least/sdpa/libvar": 4.0},
+        {"name": "rms_norm/cpu/bf16/rows:1/hidden:64/iterations:3/manual_time", "error_occurred": True,
+         "error_message": "libvar: output off"}]}
+
+
+class Report(unittest.TestCase):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(self.temporary.cleanup)
+        self.results = pathlib.Path(self.temporary.name, "results")
+        self.results.mkdir()
+        self.docs = pathlib.Path(self.temporary.name, "docs")
+
+    def write(self, name, data):
+        (self.results / name).write_text(json.dumps(data))
+
+    def page(self):
+        return report.render(self.results)[0]
+
+    def run_report(self, *flags):
+        script = str(ROOT / "bench/report.py")
+        command = [sys.executable, script, "--results", self.results, "--docs", self.docs, *flags]
+        return subprocess.run(command, capture_output=True, text=True).returncode
+
+    def test_verdict_allows_the_spread_and_no_more(self):
+        self.assertEqual(report.verdict(1.039, 1.03, None, 0.01), "holds")
+        self.assertEqual(report.verdict(1.041, 1.03, None, 0.01), "**missed**")
+        self.assertEqual(report.verdict(3.97, None, 4.0, 0.01), "holds")
+        self.assertEqual(report.verdict(3.95, None, 4.0, 0.01), "**missed**")
+        self.assertEqual(report.verdict(1.0, 1.03, None, 0.11), "not decided")
+        self.assertEqual(report.verdict(float("nan"), 1.03, None, 0.01), "**missed**")
+
+    def test_page_holds_times_shares_bars_and_failures(self):
+        self.write("a-kernels.json", kernels())
+        page = self.page()
+        for part in ("| 1.0 % | 50 % | 100 µs | 99.0 µs (0.99×) | 700 µs (7.00×) |",
+                     "| 1.010 [1.000, 1.020] | 1.0 % | at most 1.03 | holds |",
+                     "| at least 4.00 | holds |", "libvar: output off", "Nothing has been measured on a GPU"):
+            self.assertIn(part, page)
+        self.write("a-kernels.json", kernels(ratio=1.2))
+        self.assertIn("at most 1.03 | **missed**", self.page())
+
+    def test_peers_are_scaled_by_their_ratio(self):
+        self.write("a-kernels.json", kernels())
+        self.write("a-peers.json", {"context": CONTEXT, "benchmarks": [
+            {"name": NAME, **times(libvar=10.0, per_head_loop=120.0), "ratio/per_head_loop/libvar": 12.0}]})
+        self.assertIn("1200 µs (12.00×)", self.page())
+
+    def test_the_newest_run_of_a_machine_counts(self):
+        self.write("a-kernels.json", kernels(ratio=1.2))
+        newer = kernels()
+        newer["context"] = {**CONTEXT, "date": "2026-02-02T03:04:05+00:00"}
+        self.write("b-kernels.json", newer)
+        self.assertNotIn("missed", self.page())
+
+    def test_tiny_runs_are_refused(self):
+        data = kernels()
+        data["context"] = {**CONTEXT, "sizes": "tiny"}
+        self.write("a-kernels.json", data)
+        with self.assertRaisesRegex(ValueError, "no measurement"):
+            self.page()
+
+    def test_check_finds_a_page_that_says_something_else(self):
+        self.write("a-kernels.json", kernels())
+        self.assertEqual(self.run_report("--check"), 1)
+        self.assertEqual(self.run_report(), 0)
+        self.assertEqual(self.run_report("--check"), 0)
+        for path in (self.docs / "benchmarks.md", self.docs / "images/bench_cpu_decode.svg"):
+            content = path.read_text()
+            path.write_text(content.replace("100 µs", "90 µs"))
+            self.assertEqual(self.run_report("--check"), 1)
+            path.write_text(content)
+        (self.docs / "images/bench_old.svg").write_text("")
+        self.assertEqual(self.run_report("--check"), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
