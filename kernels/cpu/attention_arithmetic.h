@@ -83,7 +83,7 @@ struct FloatArithmetic {
 
 #if defined(__AVX512BF16__)
 /// The values of a key that is not there, for as many units of dimensions as are computed at once.
-alignas(64) static const Bfloat16 kZeroValues[4 * 32] = {};
+alignas(64) static constexpr Bfloat16 kZeroValues[4 * 32] = {};
 
 struct PairArithmetic {
   using Element = Bfloat16;

@@ -170,7 +170,7 @@ LIBVAR_INLINE void score_block(const Tile<A>& tile, std::int64_t row, std::int64
   }
   const Floats scores = sums_of(dots) * tile.call.scale;
 #pragma GCC unroll 2
-  for (int r = 0; r < rows; ++r) {
+  for (std::int64_t r = 0; r < rows; ++r) {
     __builtin_memcpy(tile.scores_of(row + r) + first_key,
                      reinterpret_cast<const float*>(&scores) + r * kKeys, kKeys * sizeof(float));
   }
