@@ -21,6 +21,12 @@ _device = _of("cuda/device.cuh", "norms")
 _vectors = _of("cuda/vectors.cuh", "redistribute")
 _redistribute = _of("cuda/redistribute.cuh", "redistribute")
 _norms = _of("cuda/norms.cuh", "norms")
+_attention = _of("cuda/attention.cuh", "attention_kernels")
+_decode = _of("cuda/attention_decode.cuh", "attention_kernels")
+_group = _of("cuda/attention_group.cuh", "attention_kernels")
+_rows = _of("cuda/attention_rows.cuh", "attention_kernels")
+_fragments = _of("cuda/attention_fragments.cuh", "attention_kernels")
+_combine = _of("cuda/attention_combine.cuh", "attention_kernels")
 
 MUTANTS = [
     # --- the method: class of a key, weights of a row ---
@@ -118,4 +124,46 @@ MUTANTS = [
            "store_vector(residual, (v * kThreads + thread) * kElements, size, hidden_aligned,\n"
            "                   rounded_sum<T>(row[v], added[v]));"),
     _norms("a token too wide for its kernel", "if (num_vectors <= 256 * 2)", "if (num_vectors <= 256 * 3)"),
+    # --- attention: ranges and rows ---
+    _attention("the last key's range is left out", "args.ranges.count(tile.last_position + 1)",
+               "args.ranges.count(tile.last_position)"),
+    _attention("a group's heads are those of another KV head", "result.head = tile.kv_head * args.group.divisor() + in_group",
+               "result.head = tile.kv_head + in_group * args.group.divisor()"),
+    # --- attention: decode ---
+    _decode("a value that the row does not see is weighed with 0", "shared.kind[key] != c || start + key > rows.row[r].position",
+            "shared.kind[key] != c"),
+    _decode("keys past the last row are read", "j < end && d < head_dim", "d < head_dim"),
+    _decode("no barrier between scores and their maximum", "attention.scale * kLog2E);\n      __syncthreads();",
+            "attention.scale * kLog2E);"),
+    _decode("what was summed before does not shrink", "state.out[c][r][i] *= correction[r];", ""),
+    # --- attention: few rows on tensor cores ---
+    _group("a row does not see itself", "position <= rows.row[i / 2].position", "position < rows.row[i / 2].position"),
+    _group("no barrier between weights and values", "wait_for_copies<0>();\n    __syncthreads();", "wait_for_copies<0>();"),
+    _group("the next range overwrites this one", "    __syncthreads();  // the next range overwrites everything\n", ""),
+    _group("16 keys of two classes count for both", "        if (is_mixed) {", "        if (false) {"),
+    _group("NaN reaches rows that do not see it", "const bool is_careful = is_cut &&", "const bool is_careful = false &&"),
+    _group("a sink's position counts from its range", "start + first + __ffs", "first + __ffs"),
+    # --- attention: many rows on tensor cores ---
+    _rows("keys are used before they arrive", "wait_for_copies<3>();", "wait_for_copies<4>();"),
+    _rows("other threads' values are not waited for", "wait_for_copies<2>();\n    __syncthreads();", "wait_for_copies<2>();"),
+    _rows("the next tile overwrites this one",
+          "    __syncthreads();  // the copies after the next ones overwrite this stage\n", ""),
+    _rows("the keys that fill up a tile are not masked", "is_cut || count < kRowsKeys", "is_cut"),
+    _rows("a row does not see itself", "<= range.limit[i / 2]", "< range.limit[i / 2]"),
+    _rows("NaN reaches rows that do not see it", "!is_cut || !tile_has_non_finite", "true || !tile_has_non_finite"),
+    _rows("each tile's state overwrites the one before", "if (next.c != tile.c) store", "if (next.c != tile.c || true) store"),
+    _rows("the sum keeps its old scale", "state.sum[i] *= correction;", ""),
+    _rows("a class is filled up with its range's first key", "shared.order[warp][count + lane] = kNoKey",
+          "shared.order[warp][count + lane] = 0"),
+    _rows("nothing is written for a class without keys", "if (shared.count[c] == 0) store", "if (false) store"),
+    # --- attention: fragments ---
+    _fragments("another lane map of the keys", "&keys[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]",
+               "&keys[lane % 16][lane / 16 * 8]"),
+    _fragments("another fragment map of the queries", "query[step][2 * half + i] =", "query[step][half + 2 * i] ="),
+    _fragments("rows see by another row's position", "limit[0], row % 8 * 4)", "limit[0], row % 8)"),
+    # --- attention: combining ---
+    _combine("a sink behind the row makes it eligible", "facts.first_visual_sink <= row.position",
+             "facts.first_visual_sink < INT_MAX"),
+    _combine("the class weights are left out", "weight[c] * exp2_fast", "exp2_fast"),
+    _combine("a state without a sum is looked at", "const bool is_there = state.sum != 0.0f;", "const bool is_there = true;"),
 ]
