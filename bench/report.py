@@ -331,7 +331,7 @@ def section(device, machine, group, lines, pictures):
 def glossary():
     names = {**VARIANTS, "eager_low_precision": REDISTRIBUTE["eager_low_precision"],
              "libvar_no_phi": NORM["libvar_no_phi"], "eager_with_phi": NORM["eager_with_phi"]}
-    more = {"libvar_plain": "the same kernel compiled without class logic, called past PyTorch's dispatcher (CPU)",
+    more = {"libvar_plain": "the same kernel compiled without class logic, called past PyTorch's dispatcher",
             "libvar_one_class": "the op on keys that are all text and no sinks, redistribution off",
             "subtract": "four calls of SDPA (all keys, visual keys, visual sinks, sinks) merged by their logsumexp",
             "eager": "matmul, softmax in float32, matmul, K and V repeated for grouped heads (attention); PyTorch operators",

@@ -9,6 +9,7 @@
 #include "kernels/attention_inputs.h"
 #include "kernels/attention_peers.h"
 #include "kernels/cases.h"
+#include "kernels/cuda_plain.h"
 
 namespace libvar::bench {
 namespace {
@@ -54,8 +55,7 @@ std::string name_of(const Options& options, const AttentionShape& s) {
 }
 
 /// libvar's own: the op, its A/A twin, the op where all keys are of one class and nothing can be
-/// redistributed, and on the CPU the same kernel compiled without class logic and called past the
-/// dispatcher.
+/// redistributed, and the same kernel compiled without class logic and called past the dispatcher.
 void add_own(const Options& options, const std::shared_ptr<AttentionWork>& work,
              std::vector<Variant>& variants) {
   const auto with_rule = [work](const AttentionSet& set) { return attention(set.in, work->rule); };
@@ -68,11 +68,14 @@ void add_own(const Options& options, const std::shared_ptr<AttentionWork>& work,
     return attention(in, work->none);
   };
   variants.push_back(work->variant("libvar_one_class", true, false, one_class));
-  if (options.device.is_cuda()) return;
-  variants.push_back(work->variant("libvar_plain", true, false, [](const AttentionSet& set) {
+  const bool on_gpu = options.device.is_cuda();
+  Variant plain = work->variant("libvar_plain", true, false, [on_gpu](const AttentionSet& set) {
     const AttentionInputs& in = set.in;
-    return cpu::attention_without_classes(in.query, in.key, in.value, in.scale);
-  }));
+    return on_gpu ? cuda_attention_without_classes(in)
+                  : cpu::attention_without_classes(in.query, in.key, in.value, in.scale);
+  });
+  plain.ours = !on_gpu;  // on CUDA not every dtype and head size has one: left out, not failed
+  variants.push_back(std::move(plain));
 }
 
 void add_cpu_peers(const std::shared_ptr<AttentionWork>& work, std::vector<Variant>& variants) {
@@ -144,7 +147,8 @@ void add_cuda_ratios(const AttentionCase& c, std::vector<Ratio>& ratios) {
   const bool decode = c.shape.num_rows == 1;
   const auto bar = [&](double value) { return c.bars ? std::optional(value) : std::nullopt; };
   const double own = c.shape.num_keys < 4096 ? 1.05 : 1.02;
-  ratios.push_back({"libvar", "libvar_one_class", {}, decode ? bar(own) : std::nullopt, {}});
+  ratios.push_back({"libvar", "libvar_plain", {}, decode ? bar(own) : std::nullopt, {}});
+  ratios.push_back({"libvar", "libvar_one_class", {}, {}, {}});
   ratios.push_back({"libvar",
                     "best_sdpa",
                     {"sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_flash_packed",

@@ -1,5 +1,6 @@
 // The CUDA side of harness.h where libvar is built without it.
 
+#include "kernels/cuda_plain.h"
 #include "kernels/harness.h"
 #include "kernels/machine.h"
 
@@ -18,6 +19,10 @@ std::size_t cache_bytes(const at::Device&) {
 }
 
 void synchronize(const at::Device&) {}
+
+at::Tensor cuda_attention_without_classes(const AttentionInputs&) {
+  TORCH_CHECK(false, "libvar is built without CUDA");
+}
 
 std::map<std::string, std::string> gpu_facts() {
   return {};
