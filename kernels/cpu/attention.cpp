@@ -287,6 +287,16 @@ at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const a
 
 }  // namespace
 
+at::Tensor attention_with_classes(const at::Tensor& query, const at::Tensor& key,
+                                  const at::Tensor& value, const at::Tensor& sink_scores,
+                                  const at::Tensor& visual_mask, double scale,
+                                  const RedistributionRule& rule) {
+  const std::optional<at::Tensor> none;
+  return attend_checked({query, key, value, sink_scores, visual_mask, none, none, none, none, none},
+                        rule, scale,
+                        /*with_classes=*/true);
+}
+
 at::Tensor attention_without_classes(const at::Tensor& query, const at::Tensor& key,
                                      const at::Tensor& value, double scale) {
   const at::Tensor unused;

@@ -2,11 +2,20 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "libvar/redistribution_rule.h"
+
 namespace libvar::cpu {
 
-/// The kernel of `attention` on the CPU without its class logic, so that benchmarks can tell what
-/// that costs: no classes of keys, no masses, no weights; scores, softmax and values are the same
-/// code. Arguments as AttentionInputs, unchecked.
+// What benchmarks compare, so that they can tell what the class logic of `attention` costs on the
+// CPU. Both without dispatcher and checks; arguments as AttentionInputs.
+
+/// `attention`: classes of keys, scores, softmax, masses, weights, values.
+at::Tensor attention_with_classes(const at::Tensor& query, const at::Tensor& key,
+                                  const at::Tensor& value, const at::Tensor& sink_scores,
+                                  const at::Tensor& visual_mask, double scale,
+                                  const RedistributionRule& rule);
+
+/// The same code for scores, softmax and values; no classes of keys, no masses, no weights.
 at::Tensor attention_without_classes(const at::Tensor& query, const at::Tensor& key,
                                      const at::Tensor& value, double scale);
 

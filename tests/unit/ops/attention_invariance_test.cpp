@@ -202,6 +202,9 @@ TEST_CASE("the CPU kernel without class logic is plain attention", "[attention]"
     const at::Tensor plain = cpu::attention_without_classes(in.query, in.key, in.value, in.scale);
     CHECK(largest_difference(plain, doubles(attention(in, off))) <=
           2.0 * unit(type) * in.value.abs().max().item<double>());
+    CHECK(same_bits(cpu::attention_with_classes(in.query, in.key, in.value, in.sink_scores,
+                                                in.visual_mask, in.scale, {}),
+                    attention(in)));
   }
 }
 

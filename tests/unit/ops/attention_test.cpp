@@ -217,6 +217,8 @@ TEST_CASE("attention at the edges of the method equals the oracle", "[attention]
     CHECK(selected_rows(in, rule) == 4 * 13);  // positions 77 to 89
     const at::Tensor selected = attention_with_trace(in, rule).selected;
     CHECK_FALSE(selected.narrow(2, 0, 17).any().item<bool>());
+    in.row_mask = at::ones({1, 30}, at::kBool);  // a row sees itself
+    CHECK(selected_rows(in, rule) == 4 * 15);    // positions 75 to 89
   }
   CHECK(flips.wrong == 0);
 }
