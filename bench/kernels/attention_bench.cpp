@@ -55,7 +55,7 @@ std::string name_of(const Options& options, const AttentionShape& s) {
 }
 
 /// libvar's own: the op, its A/A twin, the op where all keys are of one class and nothing can be
-/// redistributed, and the same kernel compiled without class logic and called past the dispatcher.
+/// redistributed, and past the dispatcher the kernel (CPU) and the same kernel without class logic.
 void add_own(const Options& options, const std::shared_ptr<AttentionWork>& work,
              std::vector<Variant>& variants) {
   const auto with_rule = [work](const AttentionSet& set) { return attention(set.in, work->rule); };
@@ -69,6 +69,13 @@ void add_own(const Options& options, const std::shared_ptr<AttentionWork>& work,
   };
   variants.push_back(work->variant("libvar_one_class", true, false, one_class));
   const bool on_gpu = options.device.is_cuda();
+  if (!on_gpu) {
+    variants.push_back(work->variant("libvar_kernel", true, true, [work](const AttentionSet& set) {
+      const AttentionInputs& in = set.in;
+      return cpu::attention_with_classes(in.query, in.key, in.value, in.sink_scores, in.visual_mask,
+                                         in.scale, work->rule);
+    }));
+  }
   Variant plain = work->variant("libvar_plain", true, false, [on_gpu](const AttentionSet& set) {
     const AttentionInputs& in = set.in;
     return on_gpu ? cuda_attention_without_classes(in)
@@ -134,7 +141,8 @@ void add_eager(const std::shared_ptr<AttentionWork>& work, std::vector<Variant>&
 void add_cpu_ratios(const AttentionCase& c, std::vector<Ratio>& ratios) {
   const bool decode = c.shape.num_rows == 1;
   const auto bar = [&](double value) { return c.bars ? std::optional(value) : std::nullopt; };
-  ratios.push_back({"libvar", "libvar_plain", {}, decode ? bar(1.03) : std::nullopt, {}});
+  ratios.push_back({"libvar_kernel", "libvar_plain", {}, decode ? bar(1.03) : std::nullopt, {}});
+  ratios.push_back({"libvar", "libvar_plain", {}, {}, {}});
   ratios.push_back({"libvar", "libvar_one_class", {}, {}, {}});
   ratios.push_back({"sdpa", "libvar", {}, {}, decode ? bar(4.0) : bar(1.0)});
   ratios.push_back({"eager", "libvar", {}, {}, decode ? bar(1.8) : std::nullopt});
