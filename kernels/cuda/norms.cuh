@@ -98,13 +98,21 @@ LIBVAR_DEVICE Vector normalised(const Vector& row, float scale, const Vector& we
   return pack<T>(x);
 }
 
+/// Blocks that a multiprocessor shall hold. Without a bound ptxas aims at two blocks of 512 threads
+/// on sm_100, and spills for it.
+template <int kThreads, int kVectors>
+inline constexpr int kNormBlocks = kThreads == 512 ? 1
+                                   : kVectors == 4 ? 3
+                                                   : 1536 / kThreads;
+
 // Work: a block computes one token; thread t owns the vectors t, t + kThreads, ... The owner of a
 // sink dimension drops its value into shared memory before the barrier that the norm has anyway.
 // Memory: the row waits for its sum in registers; hidden (and delta) is read once, normed (and
 // residual) written once, phi costs 4 bytes a token. All loads are issued before the first is
 // waited for.
 template <typename T, int kThreads, int kVectors>
-__global__ void __launch_bounds__(kThreads) norm_kernel(NormArguments<T> args) {
+__global__ void __launch_bounds__(kThreads, kNormBlocks<kThreads, kVectors>)
+    norm_kernel(NormArguments<T> args) {
   constexpr int kElements = kVectorSize<T>;
   auto& shared = dynamic_shared<NormShared>();
   const int thread = static_cast<int>(threadIdx.x);
