@@ -21,11 +21,11 @@ _device = _of("cuda/device.cuh", "norms")
 _vectors = _of("cuda/vectors.cuh", "redistribute")
 _redistribute = _of("cuda/redistribute.cuh", "redistribute")
 _norms = _of("cuda/norms.cuh", "norms")
-_attention = _of("cuda/attention.cuh", "attention_kernels")
-_decode = _of("cuda/attention_decode.cuh", "attention_kernels")
-_group = _of("cuda/attention_group.cuh", "attention_kernels")
-_rows = _of("cuda/attention_rows.cuh", "attention_kernels")
+_ranges = _of("cuda/attention.cuh", "attention_kernels")
 _fragments = _of("cuda/attention_fragments.cuh", "attention_kernels")
+_rows = _of("cuda/attention_rows.cuh", "attention_kernels")
+_group = _of("cuda/attention_group.cuh", "attention_kernels")
+_decode = _of("cuda/attention_decode.cuh", "attention_kernels")
 _combine = _of("cuda/attention_combine.cuh", "attention_kernels")
 
 MUTANTS = [
@@ -124,46 +124,74 @@ MUTANTS = [
            "store_vector(residual, (v * kThreads + thread) * kElements, size, hidden_aligned,\n"
            "                   rounded_sum<T>(row[v], added[v]));"),
     _norms("a token too wide for its kernel", "if (num_vectors <= 256 * 2)", "if (num_vectors <= 256 * 3)"),
-    # --- attention: ranges and rows ---
-    _attention("the last key's range is left out", "args.ranges.count(tile.last_position + 1)",
+    # --- attention: fragment maps ---
+    _fragments("keys are loaded in the map of values", "&keys[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]",
+               "&keys[lane % 16][lane / 16 * 8]"),
+    _fragments("values are loaded in the map of keys", "&values[lane % 16][d + lane / 16 * 8]",
+               "&values[lane % 8 + lane / 16 * 8][d + lane / 8 % 2 * 8]"),
+    _fragments("the query's quarters change places", "query[step][2 * half + i] = load_word",
+               "query[step][half + 2 * i] = load_word"),
+    _fragments("a row's maximum is that of two of its four lanes", "return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));",
+               "return x;"),
+    _fragments("a row takes NaN from a key that it does not see", "(position[2 * i] <= own_limit ? 0x0000ffffu : 0u)",
+               "0x0000ffffu"),
+    _group("weights are loaded without their second half", "[first / 2 + lane / 16 * 4]", "[first / 2]"),
+    # --- attention: asynchronous copies and barriers ---
+    _rows("keys are used while their copies are under way", "wait_for_copies<3>();", "wait_for_copies<4>();"),
+    _rows("values are used while their copies are under way", "wait_for_copies<2>();", "wait_for_copies<3>();"),
+    _rows("no barrier before a stage is overwritten",
+          "    __syncthreads();  // the copies after the next ones overwrite this stage\n", ""),
+    _rows("the next tile is copied over the present one",
+          "copy_tile<kClasses>(attention, shared, block, range, next, stage ^ 1);",
+          "copy_tile<kClasses>(attention, shared, block, range, next, stage);"),
+    _group("keys are used while their copies are under way", "wait_for_copies<1>();", "wait_for_copies<2>();"),
+    _group("no barrier between a range and the next", "    __syncthreads();  // the next range overwrites everything\n", ""),
+    _decode("weighted values are read before all warps wrote them", "__syncthreads();\n      add_tile", "add_tile"),
+    _combine("the list of states is read before it is written", "__syncwarp();\n    LIBVAR_UNROLL", "LIBVAR_UNROLL"),
+    # --- attention: masks, classes, ranges ---
+    _rows("padding in a tile gets attention", "is_cut || count < kRowsKeys", "is_cut"),
+    _rows("a row's limit is its neighbour's", "range.limit[i / 2];", "range.limit[i % 2];"),
+    _rows("a class ends without its state being written", "if (next.c != tile.c) store_class", "if (next.c > tile.c + 1) store_class"),
+    _rows("sums are not brought under the new maximum", "    state.sum[i] *= correction;\n", ""),
+    _rows("a key's place counts the key itself", "__popc(own & ((1u << lane) - 1u))", "__popc(own & ((2u << lane) - 1u))"),
+    _group("a row does not see its own position", "position <= rows.row[i / 2].position",
+           "position < rows.row[i / 2].position"),
+    _group("in a fragment of several classes odd keys follow even ones", "(shared.kind[key + 8 * half + 1] == c",
+           "(shared.kind[key + 8 * half] == c"),
+    _decode("the second of two rows sees past its position",
+            "if (shared.kind[key] != c || start + key > rows.row[r].position) continue;",
+            "if (shared.kind[key] != c) continue;"),
+    _decode("a quarter of a warp's streams is left out", "for (int offset = Shape::kLanes; offset < kWarpSize; offset *= 2)",
+            "for (int offset = 2 * Shape::kLanes; offset < kWarpSize; offset *= 2)"),
+    _ranges("the first key of a range is counted to the one before", "index(num_keys - 1) + 1;", "index(num_keys - 2) + 1;"),
+    _ranges("coarse ranges start where fine ones still run", "(num_fine << fine_log2) + ((range - num_fine) << coarse_log2)",
+            "((range - num_fine) << coarse_log2)"),
+    # --- attention: combine ---
+    _combine("class weights are not applied", "weight[c] * exp2_fast(state.maximum - base)", "exp2_fast(state.maximum - base)"),
+    _combine("a visual sink behind the row makes it eligible", "facts.first_visual_sink <= row.position",
+             "facts.first_visual_sink != INT_MAX"),
+    _combine("visual keys of the last range are counted twice", "if (range < row.num_ranges - 1) num_visual", "num_visual"),
+    _combine("the maximum is that of the first warp's ranges",
+             "for (int i = 0; i < kCombineWarps; ++i) maximum", "for (int i = 0; i < 1; ++i) maximum"),
+    _combine("a state is listed where another stands", "num_entries + __popc(there & ((1u << lane) - 1u))",
+             "num_entries + __popc(there & ((1u << lane) - 2u))"),
+    # --- attention: more of the same kinds ---
+    _ranges("the last key's range is left out", "args.ranges.count(tile.last_position + 1)",
                "args.ranges.count(tile.last_position)"),
-    _attention("a group's heads are those of another KV head", "result.head = tile.kv_head * args.group.divisor() + in_group",
+    _ranges("a group's heads are those of another KV head", "result.head = tile.kv_head * args.group.divisor() + in_group",
                "result.head = tile.kv_head + in_group * args.group.divisor()"),
-    # --- attention: decode ---
-    _decode("a value that the row does not see is weighed with 0", "shared.kind[key] != c || start + key > rows.row[r].position",
-            "shared.kind[key] != c"),
     _decode("keys past the last row are read", "j < end && d < head_dim", "d < head_dim"),
     _decode("no barrier between scores and their maximum", "attention.scale * kLog2E);\n      __syncthreads();",
             "attention.scale * kLog2E);"),
     _decode("what was summed before does not shrink", "state.out[c][r][i] *= correction[r];", ""),
-    # --- attention: few rows on tensor cores ---
-    _group("a row does not see itself", "position <= rows.row[i / 2].position", "position < rows.row[i / 2].position"),
     _group("no barrier between weights and values", "wait_for_copies<0>();\n    __syncthreads();", "wait_for_copies<0>();"),
-    _group("the next range overwrites this one", "    __syncthreads();  // the next range overwrites everything\n", ""),
     _group("16 keys of two classes count for both", "        if (is_mixed) {", "        if (false) {"),
     _group("NaN reaches rows that do not see it", "const bool is_careful = is_cut &&", "const bool is_careful = false &&"),
     _group("a sink's position counts from its range", "start + first + __ffs", "first + __ffs"),
-    # --- attention: many rows on tensor cores ---
-    _rows("keys are used before they arrive", "wait_for_copies<3>();", "wait_for_copies<4>();"),
-    _rows("other threads' values are not waited for", "wait_for_copies<2>();\n    __syncthreads();", "wait_for_copies<2>();"),
-    _rows("the next tile overwrites this one",
-          "    __syncthreads();  // the copies after the next ones overwrite this stage\n", ""),
-    _rows("the keys that fill up a tile are not masked", "is_cut || count < kRowsKeys", "is_cut"),
-    _rows("a row does not see itself", "<= range.limit[i / 2]", "< range.limit[i / 2]"),
     _rows("NaN reaches rows that do not see it", "!is_cut || !tile_has_non_finite", "true || !tile_has_non_finite"),
-    _rows("each tile's state overwrites the one before", "if (next.c != tile.c) store", "if (next.c != tile.c || true) store"),
-    _rows("the sum keeps its old scale", "state.sum[i] *= correction;", ""),
     _rows("a class is filled up with its range's first key", "shared.order[warp][count + lane] = kNoKey",
           "shared.order[warp][count + lane] = 0"),
     _rows("nothing is written for a class without keys", "if (shared.count[c] == 0) store", "if (false) store"),
-    # --- attention: fragments ---
-    _fragments("another lane map of the keys", "&keys[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]",
-               "&keys[lane % 16][lane / 16 * 8]"),
-    _fragments("another fragment map of the queries", "query[step][2 * half + i] =", "query[step][half + 2 * i] ="),
     _fragments("rows see by another row's position", "limit[0], row % 8 * 4)", "limit[0], row % 8)"),
-    # --- attention: combining ---
-    _combine("a sink behind the row makes it eligible", "facts.first_visual_sink <= row.position",
-             "facts.first_visual_sink < INT_MAX"),
-    _combine("the class weights are left out", "weight[c] * exp2_fast", "exp2_fast"),
     _combine("a state without a sum is looked at", "const bool is_there = state.sum != 0.0f;", "const bool is_there = true;"),
 ]
