@@ -1,7 +1,7 @@
 #pragma once
 
-// What the attention kernels share: a call's arguments, the ranges into which keys are cut, and the
-// partial states that a launch leaves for the combining kernel. No torch. The kernels:
+// What the attention kernels share: the ranges into which keys are cut, and the partial states that
+// a launch leaves for the combining kernel. No torch. The kernels:
 //   attention_decode.cuh   one or two rows for each KV head, on CUDA cores
 //   attention_group.cuh    up to 16 rows for each KV head, on tensor cores
 //   attention_rows.cuh     more rows, on tensor cores
@@ -12,41 +12,10 @@
 #include <climits>
 
 #include "classes.h"
+#include "cuda/attention.h"
 #include "cuda/device.cuh"
 
 namespace libvar::cuda {
-
-inline constexpr int kMaxHeadDim = 256;
-
-/// Sizes and tensors as in ops.h; optional tensors may be null.
-template <typename T>
-struct AttentionArguments {
-  const T* query;                  // [B, H, Q, Dh]
-  const T* key;                    // [B, H_kv, K, Dh]
-  const T* value;                  // [B, H_kv, K, Dh]
-  const float* sink_scores;        // [B, K]
-  const bool* visual_mask;         // [B, K]
-  const bool* row_mask;            // [B, Q] or null
-  const std::int32_t* kv_lengths;  // [B] contiguous or null
-  const float* params;             // [B, 4] contiguous or null
-  T* out;                          // [B, H, Q, Dh] contiguous
-  bool* selected;                  // [B, H, Q] contiguous or null
-  float* class_mass;               // [B, H, Q, 4] contiguous or null
-  RowStrides query_stride;
-  RowStrides key_stride;
-  RowStrides value_stride;
-  TokenStrides sink_scores_stride;
-  TokenStrides visual_mask_stride;
-  TokenStrides row_mask_stride;
-  std::int64_t batch;
-  int num_heads;
-  int num_kv_heads;
-  int num_rows;
-  int num_keys;
-  int head_dim;
-  float scale;
-  RedistributionRule rule;
-};
 
 template <typename T>
 LIBVAR_DEVICE RedistributionRule sequence_rule(const AttentionArguments<T>& args, std::int64_t b) {

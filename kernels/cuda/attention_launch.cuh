@@ -1,7 +1,8 @@
 #pragma once
 
-// Which kernel computes a call, in which pieces, and how much memory it needs in between. Host code
-// without torch; the launchers that it calls are instantiated in a .cu file each.
+// Defines what attention.h declares: which kernel computes a call, in which pieces, and how much
+// memory it needs in between. Host code; the launchers that it calls are instantiated in a .cu file
+// each.
 
 #include <algorithm>
 
@@ -9,13 +10,6 @@
 #include "cuda/mma.cuh"
 
 namespace libvar::cuda {
-
-enum class AttentionKernel {
-  kGeneral,  ///< any head size, stride and dtype; needs no memory in between
-  kDecode,
-  kGroup,
-  kRows,
-};
 
 template <typename T>
 cudaError_t launch_general(const AttentionArguments<T>& args, cudaStream_t stream);
@@ -36,9 +30,6 @@ inline constexpr int kMostDecodeRows = 16;
 inline constexpr int kGroupRows = 16;
 inline constexpr int kRowsRows = 64;
 
-/// What a capacity much larger than the length costs in blocks without work stays small.
-inline constexpr std::int64_t kMostBlocks = 2048;
-
 template <typename T>
 bool is_vectorized(const T* data, const RowStrides& strides) {
   constexpr std::int64_t kElements = kVectorSize<T>;
@@ -47,7 +38,6 @@ bool is_vectorized(const T* data, const RowStrides& strides) {
          strides.row % kElements == 0;
 }
 
-/// By dtype, sizes and alignment alone.
 template <typename T>
 AttentionKernel choose_attention_kernel(const AttentionArguments<T>& args) {
   const bool vectorized =
@@ -72,24 +62,10 @@ KeyRanges key_ranges(AttentionKernel kernel, int head_dim) {
   return {0, 0, head_dim * static_cast<int>(sizeof(T)) <= 128 ? 7 : 6};
 }
 
-/// A call cut into launches: `num_sequences` sequences and `num_rows` query rows each. Where it is
-/// cut changes no bits.
-struct AttentionPieces {
-  int num_sequences = 0;
-  int num_rows = 0;
-  int num_ranges = 0;
-  std::int64_t num_states = 0;
-  std::int64_t most_blocks =
-      kMostBlocks;        ///< of a launch, beyond which its blocks loop over ranges
-  std::size_t bytes = 0;  ///< of the memory in between
-};
-
 inline std::int64_t align_to_vector(std::int64_t bytes) {
   return (bytes + 15) / 16 * 16;
 }
 
-/// @param most_bytes  what the memory in between should not exceed; one sequence's piece of one row
-///                    tile always fits, however long its keys are
 template <typename T>
 AttentionPieces cut_attention(const AttentionArguments<T>& args, AttentionKernel kernel,
                               bool with_classes, std::size_t most_bytes) {
@@ -142,11 +118,6 @@ cudaError_t launch_piece(PartialArguments<T>& args, AttentionKernel kernel,
   return error == cudaSuccess ? launch_combine(args, with_classes, stream) : error;
 }
 
-/// Computes a call.
-/// @param scratch       pieces.bytes on the device, aligned to 16
-/// @param with_classes  false: attention without any class logic, for the benchmarks' comparison;
-///                      not for kGeneral
-/// @return cudaErrorInvalidValue for a head size above kMaxHeadDim
 template <typename T>
 cudaError_t launch_attention(const AttentionArguments<T>& attention, AttentionKernel kernel,
                              const AttentionPieces& pieces, void* scratch, bool with_classes,

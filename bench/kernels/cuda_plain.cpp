@@ -5,7 +5,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "cuda/attention_launch.cuh"
+#include "cuda/attention.h"
 #include "cuda/dispatch.h"
 #include "kernels/cuda_plain.h"
 

@@ -1,5 +1,4 @@
-// Torch's side of `attention` on CUDA. The kernels are instantiated in attention_*.cu, which know
-// no torch and compile in seconds.
+#include "cuda/attention.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -9,7 +8,6 @@
 #include <torch/library.h>
 
 #include "checks.h"
-#include "cuda/attention_launch.cuh"
 #include "cuda/dispatch.h"
 
 namespace libvar {
