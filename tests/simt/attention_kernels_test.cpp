@@ -118,6 +118,19 @@ TEMPLATE_TEST_CASE("a kernel agrees with the oracle for every place of sinks and
   CHECK(total.selected < total.rows * 19 / 20);
 }
 
+// ratio_epsilon times the number of visual keys decides here which rows are selected.
+TEMPLATE_TEST_CASE("a kernel counts each visual key that a row sees once", "[simt][attention]",
+                   LIBVAR_SUBJECTS) {
+  for (const float rho : {0.65f, 0.7f, 0.75f, 0.8f}) {
+    Case c{"rho " + std::to_string(rho)};
+    c.num_heads = c.num_kv_heads = 4;
+    c.rule = easy_rule();
+    c.rule.rho = rho;
+    c.rule.ratio_epsilon = 2e-2f;
+    check<TestType>(c);
+  }
+}
+
 TEMPLATE_TEST_CASE("tensor cores agree with the oracle over many rows and long ranges",
                    "[simt][attention]", GroupBfloat, RowsBfloat, RowsHalf) {
   Case c{"150 packed rows"};
