@@ -1,20 +1,14 @@
-#include "cuda/attention.h"
-
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include "checks.h"
-#include "cuda/dispatch.h"
+#include "cuda/attention_arguments.h"
 
 namespace libvar {
 namespace {
-
-/// Memory between the kernels of a call. Calls that need more are computed in pieces.
-constexpr std::size_t kMostScratchBytes = std::size_t{64} << 20;
 
 std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? std::optional<at::Tensor>(tensor->contiguous()) : std::nullopt;
@@ -46,39 +40,16 @@ at::Tensor attention_cuda(const at::Tensor& query, const at::Tensor& key, const 
   const std::optional<at::Tensor> sequence_params = contiguous(params);
   cuda::for_element_type(query.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    cuda::AttentionArguments<T> args = {};
-    args.query = cuda::input<T>(query);
-    args.key = cuda::input<T>(key);
-    args.value = cuda::input<T>(value);
-    args.sink_scores = cuda::input<float>(sink_scores);
-    args.visual_mask = cuda::input<bool>(visual_mask);
+    cuda::AttentionArguments<T> args =
+        cuda::attention_arguments<T>(query, key, value, sink_scores, visual_mask, out, scale);
     args.row_mask = cuda::input<bool>(row_mask);
+    args.row_mask_stride = cuda::token_strides(row_mask);
     args.kv_lengths = cuda::input<std::int32_t>(lengths);
     args.params = cuda::input<float>(sequence_params);
-    args.out = cuda::output<T>(out);
     args.selected = cuda::output<bool>(selected);
     args.class_mass = cuda::output<float>(class_mass);
-    args.query_stride = cuda::row_strides(query);
-    args.key_stride = cuda::row_strides(key);
-    args.value_stride = cuda::row_strides(value);
-    args.sink_scores_stride = cuda::token_strides(sink_scores);
-    args.visual_mask_stride = cuda::token_strides(visual_mask);
-    args.row_mask_stride = cuda::token_strides(row_mask);
-    args.batch = query.size(0);
-    args.num_heads = static_cast<int>(query.size(1));
-    args.num_kv_heads = static_cast<int>(key.size(1));
-    args.num_rows = static_cast<int>(query.size(2));
-    args.num_keys = static_cast<int>(key.size(2));
-    args.head_dim = static_cast<int>(query.size(3));
-    args.scale = static_cast<float>(scale);
     args.rule = rule;
-    const cuda::AttentionKernel kernel = cuda::choose_attention_kernel(args);
-    const cuda::AttentionPieces pieces = cuda::cut_attention(args, kernel, true, kMostScratchBytes);
-    // From torch's allocator: no call of the driver, and a captured graph keeps it.
-    const at::Tensor scratch =
-        at::empty({static_cast<std::int64_t>(pieces.bytes)}, query.options().dtype(at::kByte));
-    C10_CUDA_CHECK(cuda::launch_attention(args, kernel, pieces, scratch.mutable_data_ptr(), true,
-                                          c10::cuda::getCurrentCUDAStream()));
+    cuda::run_attention(args, /*classes=*/true, query);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;

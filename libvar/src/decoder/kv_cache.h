@@ -28,8 +28,6 @@ class KvCache {
 
   std::int64_t capacity() const { return capacity_; }
 
-  std::int64_t batch() const { return batch_; }
-
   /// Positions [begin, end) are visual tokens.
   void mark_visual(std::int64_t begin, std::int64_t end);
 
