@@ -2,6 +2,7 @@
 
 #include "classes.h"
 #include "cpu/attention_arithmetic.h"
+#include "cpu/attention_softmax.h"
 #include "cpu/vector.h"
 
 namespace libvar::cpu::LIBVAR_CPU_NAMESPACE {
@@ -216,83 +217,7 @@ void score_keys(const Tile<A>& tile, std::int64_t begin, std::int64_t end) {
   }
 }
 
-// ---- Softmax, classes and weights of one row
-
-LIBVAR_INLINE float largest_score(const float* scores, std::int64_t num_blocks) {
-  Floats largest = broadcast(-kInfinity);
-  for (std::int64_t j = 0; j < num_blocks * kKeyBlock; j += kLanes) {
-    largest = larger(load(scores + j), largest);
-  }
-  return largest_of(largest);
-}
-
-// Scores of a block become exp(score - base); returns them added up.
-LIBVAR_INLINE Floats exponentiate_block(float* scores, float base) {
-  Floats sum = {};
-  for (std::int64_t j = 0; j < kKeyBlock; j += kLanes) {
-    const Floats x = exp_of_non_positive(load(scores + j) - base);
-    store(scores + j, x);
-    sum += x;
-  }
-  return sum;
-}
-
-LIBVAR_INLINE float exponentiate(float* scores, float base, std::int64_t num_blocks) {
-  Floats sum = {};
-  for (std::int64_t i = 0; i < num_blocks; ++i) {
-    sum += exponentiate_block(scores + i * kKeyBlock, base);
-  }
-  return sum_of(sum);
-}
-
-// Calls f with the first key of every block of [0, num_blocks) that is not of one class as far as
-// the row sees it: the mixed ones among the full blocks, and the last one where the row sees only a
-// part of it. (Whether that one is mixed depends on keys that the row does not see.)
-template <typename F>
-LIBVAR_INLINE void for_mixed_blocks(const KeyClasses& keys, std::int64_t num_full,
-                                    std::int64_t num_blocks, F&& f) {
-  const std::int32_t* block = keys.blocks + keys.class_begin[kMixedBlock];
-  const std::int32_t* const end = keys.blocks + keys.class_begin[kMixedBlock + 1];
-  for (; block < end && *block < num_full; ++block) f(*block * kKeyBlock);
-  if (num_full < num_blocks) f(num_full * kKeyBlock);
-}
-
-// As above, with the mass of each class: class by class, so that its sum stays in a register.
-LIBVAR_INLINE void exponentiate_classes(float mass[kNumTokenClasses], float* scores, float base,
-                                        const KeyClasses& keys, std::int64_t num_full,
-                                        std::int64_t num_blocks) {
-  Floats sums[kNumTokenClasses];
-#pragma GCC unroll 4
-  for (int c = 0; c < kNumTokenClasses; ++c) {
-    const std::int32_t* block = keys.blocks + keys.class_begin[c];
-    const std::int32_t* const end = keys.blocks + keys.class_begin[c + 1];
-    sums[c] = Floats{};
-    for (; block < end && *block < num_full; ++block) {
-      sums[c] += exponentiate_block(scores + *block * kKeyBlock, base);
-    }
-  }
-  for_mixed_blocks(keys, num_full, num_blocks, [&](std::int64_t first) {
-    for (std::int64_t j = first; j < first + kKeyBlock; j += kLanes) {
-      const Floats x = exp_of_non_positive(load(scores + j) - base);
-      store(scores + j, x);
-      const Ints classes = load_bytes(keys.classes + j);
-#pragma GCC unroll 4
-      for (int c = 0; c < kNumTokenClasses; ++c) sums[c] = add_where(classes, c, x, sums[c]);
-    }
-  });
-  store_sums_of(mass, sums[0], sums[1], sums[2], sums[3]);
-}
-
-// Multiplies the probabilities of mixed blocks by the weights of their classes.
-void weigh_mixed_blocks(float* probabilities, const KeyClasses& keys, std::int64_t num_full,
-                        std::int64_t num_blocks, const float weight[kNumTokenClasses]) {
-  for_mixed_blocks(keys, num_full, num_blocks, [&](std::int64_t first) {
-    for (std::int64_t j = first; j < first + kKeyBlock; j += kLanes) {
-      const Floats factor = look_up(weight, load_bytes(keys.classes + j));
-      store(probabilities + j, load(probabilities + j) * factor);
-    }
-  });
-}
+// ---- Classes and weights of rows
 
 template <typename A>
 bool row_is_eligible(const Tile<A>& tile, std::int64_t row) {
@@ -341,37 +266,69 @@ LIBVAR_INLINE ClassWeights weights_of_row(const Tile<A>& tile, std::int64_t row,
   return weights;
 }
 
-// Scores of a row -> factors of its values.
-template <typename A>
-void weigh_row(const Tile<A>& tile, std::int64_t row) {
+// Scores of `rows` rows that see the same keys -> factors of their values.
+template <int rows, typename A>
+void weigh(const Tile<A>& tile, std::int64_t row) {
   const std::int64_t num_seen = tile.seen[row];
   const std::int64_t num_full = num_seen / kKeyBlock;
   const std::int64_t num_blocks = (num_seen + kKeyBlock - 1) / kKeyBlock;
-  float* scores = tile.scores_of(row);
-  for (std::int64_t j = num_seen; j < num_blocks * kKeyBlock; ++j) scores[j] = -kInfinity;
-  const float largest = largest_score(scores, num_blocks);
-  // While nothing but -inf was seen, any finite base gives the zeros that are due, where -inf would
-  // give NaN.
-  const float base = largest == -kInfinity ? 0.0f : largest;
+  const std::int64_t stride = tile.call.score_stride;
+  float* const scores = tile.scores_of(row);
+  float base[rows];
+  for (int r = 0; r < rows; ++r) {
+    float* const own = scores + r * stride;
+    for (std::int64_t j = num_seen; j < num_blocks * kKeyBlock; ++j) own[j] = -kInfinity;
+    const float largest = largest_score(own, num_blocks);
+    // While nothing but -inf was seen, any finite base gives the zeros that are due, where -inf
+    // would give NaN.
+    base[r] = largest == -kInfinity ? 0.0f : largest;
+  }
   if (!tile.call.with_classes) {
-    tile.totals[row] = exponentiate(scores, base, num_blocks);
-    A::make_factors(scores, num_blocks);
+    float total[rows];
+    exponentiate(total, scores, stride, base, num_blocks);
+    for (int r = 0; r < rows; ++r) {
+      tile.totals[row + r] = total[r];
+      A::make_factors(scores + r * stride, num_blocks);
+    }
     return;
   }
-  float mass[kNumTokenClasses];
-  exponentiate_classes(mass, scores, base, tile.keys, num_full, num_blocks);
-  const float total = ((mass[0] + mass[1]) + mass[2]) + mass[3];
-  tile.totals[row] = total;
-  const ClassWeights weights = weights_of_row(tile, row, mass, total);
-  if (!weights.selected) {
-    A::make_factors(scores, num_blocks);
-    return;
+  float mass[rows][kNumTokenClasses];
+  exponentiate_classes(mass, scores, stride, base, tile.keys, num_full, num_blocks);
+  for (int r = 0; r < rows; ++r) {
+    float* const own = scores + r * stride;
+    const float total = ((mass[r][0] + mass[r][1]) + mass[r][2]) + mass[r][3];
+    tile.totals[row + r] = total;
+    const ClassWeights weights = weights_of_row(tile, row + r, mass[r], total);
+    if (!weights.selected) {
+      A::make_factors(own, num_blocks);
+      continue;
+    }
+    weigh_mixed_blocks(own, tile.keys, num_full, num_blocks, weights.weight);
+    float block_weight[kNumTokenClasses + 1];
+    for (int i = 0; i < kNumTokenClasses; ++i) block_weight[i] = weights.weight[i];
+    block_weight[kMixedBlock] = 1.0f;
+    A::make_weighted_factors(own, num_full, num_blocks, tile.keys.block_classes, block_weight);
   }
-  weigh_mixed_blocks(scores, tile.keys, num_full, num_blocks, weights.weight);
-  float block_weight[kNumTokenClasses + 1];
-  for (int i = 0; i < kNumTokenClasses; ++i) block_weight[i] = weights.weight[i];
-  block_weight[kMixedBlock] = 1.0f;
-  A::make_weighted_factors(scores, num_full, num_blocks, tile.keys.block_classes, block_weight);
+}
+
+// Rows [begin, end) of the tile, those that see the same keys together.
+template <typename A>
+void weigh_rows(const Tile<A>& tile, std::int64_t begin, std::int64_t end) {
+  const auto alike = [&](std::int64_t row, std::int64_t count) {
+    return row + count <= end && tile.seen[row] == tile.seen[row + count - 1];
+  };
+  for (std::int64_t row = begin; row < end;) {
+    if (alike(row, 4)) {
+      weigh<4>(tile, row);
+      row += 4;
+    } else if (alike(row, 2)) {
+      weigh<2>(tile, row);
+      row += 2;
+    } else {
+      weigh<1>(tile, row);
+      row += 1;
+    }
+  }
 }
 
 // ---- Values
@@ -523,7 +480,7 @@ void attend_all(const AttentionCall& call, const AttentionTile& place) {
   const Tile<A> tile(call, place);
   prepare(tile);
   score_keys(tile, 0, tile.num_keys());
-  for (std::int64_t row = 0; row < tile.num_rows; ++row) weigh_row(tile, row);
+  weigh_rows(tile, 0, tile.num_rows);
   add_all_values(tile);
   for (std::int64_t row = 0; row < tile.num_rows; ++row) write_row(tile, row);
 }
@@ -538,8 +495,7 @@ void attend_part(const AttentionCall& call, const AttentionTile& place, Attentio
     case AttentionStep::kScores:
       return score_keys(tile, begin * kKeyChunk, end * kKeyChunk);
     case AttentionStep::kWeights:
-      for (std::int64_t row = begin; row < end; ++row) weigh_row(tile, row);
-      return;
+      return weigh_rows(tile, begin, end);
     case AttentionStep::kValues:
       for (std::int64_t chunk = begin; chunk < end; ++chunk) {
         add_chunk(tile, chunk, tile.sums_at(chunk));
