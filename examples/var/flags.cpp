@@ -188,6 +188,8 @@ libvar::GenerationParams GenerationFlags::generation() const {
 
 void PromptFlags::add(CLI::App& command) {
   const std::string group = "Prompt and images";
+  std::vector<std::string> styles = libvar::prompt_styles();
+  styles.insert(styles.begin(), "auto");
   command
       .add_option("--image", images,
                   "Picture file (PNG, JPEG, WebP, BMP); may be given several times")
@@ -198,10 +200,26 @@ void PromptFlags::add(CLI::App& command) {
       ->type_name("TEXT")
       ->group(group);
   command.add_option("--prompt-style", prompt_style, "auto is the checkpoint's own")
-      ->check(CLI::IsMember({"auto", "llava_hf", "vicuna_v1"}))
+      ->check(CLI::IsMember(styles))
       ->group(group);
   command.add_option("--image-mode", image_mode, "auto is the checkpoint's own")
       ->check(CLI::IsMember({"auto", "crop", "pad"}))
+      ->group(group);
+  command
+      .add_option("--max-tiles", max_tiles,
+                  "Most tiles of a picture, where a model cuts into tiles")
+      ->check(check_positive)
+      ->type_name("N")
+      ->group(group);
+  command
+      .add_option("--min-pixels", min_pixels,
+                  "Least pixels of a picture, where a model takes any size")
+      ->check(check_positive)
+      ->type_name("N")
+      ->group(group);
+  command.add_option("--max-pixels", max_pixels, "Most pixels of a picture, likewise")
+      ->check(check_positive)
+      ->type_name("N")
       ->group(group);
   command
       .add_flag("--no-exif-rotation", no_exif_rotation,
@@ -217,6 +235,9 @@ void PromptFlags::fill(libvar::Request& request) const {
   request.system = system;
   request.prompt_style = prompt_style;
   request.image_mode = image_mode;
+  request.max_tiles = max_tiles;
+  request.min_pixels = min_pixels;
+  request.max_pixels = max_pixels;
   request.exif_rotation = !no_exif_rotation;
 }
 

@@ -63,6 +63,7 @@ struct PromptFlags {
   std::vector<std::string> images;
   std::optional<std::string> system;
   std::string prompt_style = "auto", image_mode = "auto";
+  std::optional<std::int64_t> max_tiles, min_pixels, max_pixels;
   bool no_exif_rotation = false;
 
   void add(CLI::App& command);

@@ -62,9 +62,11 @@ void print_table(const libvar::ArchiveInfo& info, const std::string& path, bool 
                            " for keys and values");
   print_row("vocabulary",
             grouped(info.vocab_size) + " tokens, context " + grouped(info.context_length));
-  print_row("images", text(info.image_size) + " x " + text(info.image_size) +
-                          " pixels, patches of " + text(info.patch_size) + ", " +
-                          text(info.visual_tokens) + " visual tokens");
+  const std::string patches = "patches of " + text(info.patch_size) + ", ";
+  print_row("images", info.image_size == 0
+                          ? "of any size, " + patches + "visual tokens as their size asks for"
+                          : text(info.image_size) + " x " + text(info.image_size) + " pixels, " +
+                                patches + text(info.visual_tokens) + " visual tokens");
   print_row("prompt style", info.prompt_style + ", image mode " + info.image_mode);
   print_row("sink dimensions", info.sink_dims.empty() ? "none: VAR can't act"
                                                       : list_text(info.sink_dims) + " (" +

@@ -3,13 +3,13 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "archive/archive.h"
 #include "decoder/decoder.h"
 #include "families/family.h"
 #include "text/tokenizer.h"
-#include "vision/clip_tower.h"
-#include "vision/projector.h"
+#include "vision/encoder.h"
 #include "weights.h"
 
 namespace libvar {
@@ -26,8 +26,12 @@ class LoadedModel {
               std::unique_ptr<Tokenizer> model_tokenizer, const TensorMap& tensors,
               const ComputeTarget& compute_target, const ProgressCallback& on_progress);
 
-  /// Image features as the decoder's embeddings. [N, 3, S, S] -> [N, visual tokens, D]
-  at::Tensor encode_images(const at::Tensor& pixels) const { return projector_(tower_(pixels)); }
+  /// Image features as the decoder's embeddings, [visual tokens, D] for each image.
+  std::vector<at::Tensor> encode_images(const std::vector<ProcessedImage>& images) const {
+    return vision_->encode(images);
+  }
+
+  VisualSize visual_size(const ProcessedImage& image) const { return vision_->visual_size(image); }
 
   /// The id that stands for a visual token in Sequence::ids.
   std::int64_t image_token() const;
@@ -47,8 +51,7 @@ class LoadedModel {
   LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
               std::unique_ptr<Tokenizer> model_tokenizer, const WeightReader& weights);
 
-  ClipTower tower_;
-  Projector projector_;
+  std::unique_ptr<const VisionEncoder> vision_;
 };
 
 }  // namespace libvar

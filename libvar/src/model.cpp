@@ -106,10 +106,8 @@ LoadedModel::LoadedModel(ModelConfig model_config, ArchiveManifest archive_manif
       manifest(std::move(archive_manifest)),
       tokenizer(std::move(model_tokenizer)),
       target(weights.target()),
-      decoder(config.decoder, manifest.sink_dimensions.dims, weights.scope("language_model.")),
-      tower_(config.vision, weights.scope("vision_tower.vision_model.")),
-      projector_(config.vision, config.decoder.hidden_size,
-                 weights.scope("multi_modal_projector.")) {}
+      decoder(config.decoder, manifest.sink_dimensions.dims, weights.scope(config.decoder_scope)),
+      vision_(make_vision_encoder(config.vision, config.decoder.hidden_size, weights)) {}
 
 std::int64_t LoadedModel::image_token() const {
   return config.image_token_id.value_or(kNoImageToken);

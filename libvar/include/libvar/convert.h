@@ -37,8 +37,9 @@ struct ArchiveInfo {
   std::int64_t hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0,
                num_kv_heads = 0, head_dim = 0;
   std::int64_t vocab_size = 0, context_length = 0;
-  std::int64_t image_size = 0, patch_size = 0, visual_tokens = 0;  ///< pixels, pixels, per image
-  std::string prompt_style, image_mode;                            ///< the checkpoint's own
+  std::int64_t image_size = 0, patch_size = 0;  ///< pixels; image_size 0: of any size
+  std::int64_t visual_tokens = 0;               ///< per image or tile; 0: its size decides
+  std::string prompt_style, image_mode;         ///< the checkpoint's own
   std::vector<std::int64_t> sink_dims;
   std::string sink_dims_source;  ///< how they were found
   VarParams var_defaults;

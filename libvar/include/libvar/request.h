@@ -44,15 +44,22 @@ struct Request {
   std::optional<std::string> raw_prompt =
       {};  ///< replaces question, system and prompt_style; <image> marks the places
   std::optional<std::string> system = {};  ///< replaces the prompt style's own system text
-  std::string prompt_style = "auto";       ///< auto (the checkpoint's), llava_hf, vicuna_v1
-  std::string image_mode = "auto";         ///< auto (the checkpoint's), crop, pad
-  bool exif_rotation = true;               ///< turn the picture as its EXIF orientation says
+  std::string prompt_style = "auto";       ///< auto (the checkpoint's) or one of prompt_styles()
+  std::string image_mode = "auto";  ///< auto (the checkpoint's); crop, pad where a model crops
+  /// Most tiles of a picture where a model cuts it into tiles; none: the checkpoint's.
+  std::optional<std::int64_t> max_tiles = {};
+  /// Least and most pixels of a picture where a model takes any size; none: the checkpoint's.
+  std::optional<std::int64_t> min_pixels = {}, max_pixels = {};
+  bool exif_rotation = true;  ///< turn the picture as its EXIF orientation says
   /// The paper's values unless set; Model::var_defaults() gives those stored with the model, with
   /// `enabled` false where no sink dimensions are known (enabled is a ConfigError there).
   VarParams var = {};
   GenerationParams generation = {};
   bool return_logits = false;  ///< fill Answer::logits
 };
+
+/// Names for Request::prompt_style, "auto" left out.
+std::vector<std::string> prompt_styles();
 
 enum class FinishReason {
   kStop,       ///< a stop token was chosen

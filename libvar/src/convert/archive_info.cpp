@@ -26,7 +26,7 @@ ArchiveInfo read_archive_info(const std::filesystem::path& path) {
   out.patch_size = config.vision.patch_size;
   out.visual_tokens = config.visual_tokens;
   out.prompt_style = to_string(config.prompt_style);
-  out.image_mode = config.image.mode == ImageMode::kPad ? "pad" : "crop";
+  out.image_mode = to_string(config.image.mode);
   out.sink_dims = archive.manifest().sink_dimensions.dims;
   out.sink_dims_source = archive.manifest().sink_dimensions.source;
   out.var_defaults = archive.manifest().var_defaults;

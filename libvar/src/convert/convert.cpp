@@ -1,8 +1,10 @@
 #include "libvar/convert.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <functional>
 #include <set>
 #include <system_error>
 #include <utility>
@@ -47,10 +49,40 @@ std::int64_t count_infinite(const at::Tensor& tensor) {
   return tensor.isinf().sum().item<std::int64_t>();
 }
 
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string out = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i)
+    out += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return out + "]";
+}
+
+/// A canonical tensor and the published one that it is, or is a part of.
+struct PublishedTensor {
+  CheckpointTensor tensor;
+  std::function<at::Tensor(const at::Tensor&)> part;
+
+  at::Tensor read() const {
+    const at::Tensor whole = tensor.file->tensor(tensor.name);
+    return part ? part(whole).contiguous() : whole;
+  }
+
+  std::vector<std::int64_t> shape() const {
+    const std::vector<std::int64_t>& whole = tensor.entry().shape;
+    if (!part) return whole;
+    try {
+      return part(at::empty(whole, at::TensorOptions(at::kMeta))).sizes().vec();
+    } catch (const c10::Error&) {
+      throw ArchiveError(tensor.file->path().string() + ": tensor " + tensor.name + ": its shape " +
+                         shape_text(whole) + " can't be split as config.json says");
+    }
+  }
+};
+
 /// The tensor in another type. A finite value that float16 can't hold would become infinite: an
 /// error.
-at::Tensor read_as(const CheckpointTensor& tensor, at::ScalarType dtype) {
-  const at::Tensor source = tensor.file->tensor(tensor.name);
+at::Tensor read_as(const PublishedTensor& published, at::ScalarType dtype) {
+  const CheckpointTensor& tensor = published.tensor;
+  const at::Tensor source = published.read();
   if (source.scalar_type() == dtype) return source;
   at::Tensor out = source.to(dtype);
   if (dtype == at::kHalf && count_infinite(out) > count_infinite(source)) {
@@ -62,37 +94,32 @@ at::Tensor read_as(const CheckpointTensor& tensor, at::ScalarType dtype) {
   return out;
 }
 
-std::string shape_text(const std::vector<std::int64_t>& shape) {
-  std::string out = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i)
-    out += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return out + "]";
-}
-
 /// The published tensors under their canonical names. What the configuration asks for is checked;
 /// the rest is kept, but for buffers and a head that is tied to the embeddings.
-std::map<std::string, CheckpointTensor> canonical_tensors(const Checkpoint& checkpoint,
-                                                          const ModelConfig& config,
-                                                          const std::string& where) {
-  std::map<std::string, CheckpointTensor> out;
+std::map<std::string, PublishedTensor> canonical_tensors(const Checkpoint& checkpoint,
+                                                         const ModelConfig& config,
+                                                         const std::string& where) {
+  std::map<std::string, PublishedTensor> out;
+  const std::string head = config.decoder_scope + "lm_head.weight";
   for (const auto& [name, tensor] : checkpoint.tensors) {
-    const auto canonical = checkpoint.family->canonical_name(name);
-    if (!canonical) continue;
-    if (config.decoder.tie_word_embeddings && *canonical == "language_model.lm_head.weight")
-      continue;
-    const auto [found, is_new] = out.emplace(*canonical, tensor);
-    if (!is_new) {
-      throw ArchiveError(where + ": tensors " + found->second.name + " and " + name + " both are " +
-                         *canonical);
+    for (CanonicalTensor& canonical : checkpoint.family->canonical_tensors(name, config)) {
+      if (config.decoder.tie_word_embeddings && canonical.name == head) continue;
+      const auto [found, is_new] =
+          out.emplace(canonical.name, PublishedTensor{tensor, std::move(canonical.part)});
+      if (!is_new) {
+        throw ArchiveError(where + ": tensors " + found->second.tensor.name + " and " + name +
+                           " both are " + canonical.name);
+      }
     }
   }
   for (const TensorSpec& spec : checkpoint.family->expected_tensors(config)) {
     const auto found = out.find(spec.name);
     if (found == out.end()) throw ArchiveError(where + ": tensor " + spec.name + " is missing");
-    if (found->second.entry().shape != spec.shape) {
-      throw ArchiveError(found->second.file->path().string() + ": tensor " + found->second.name +
+    const CheckpointTensor& tensor = found->second.tensor;
+    if (const auto shape = found->second.shape(); shape != spec.shape) {
+      throw ArchiveError(tensor.file->path().string() + ": tensor " + tensor.name +
                          ": expected shape " + shape_text(spec.shape) + ", found " +
-                         shape_text(found->second.entry().shape));
+                         shape_text(shape));
     }
   }
   return out;
@@ -115,10 +142,9 @@ void check_tokenizer(const CheckpointFiles& files, const ModelConfig& config) {
   }
 }
 
-SinkDimensions choose_sinks(const Family& family, const ModelConfig& config,
-                            const ConvertOptions& options) {
+SinkDimensions choose_sinks(const ModelConfig& config, const ConvertOptions& options) {
   if (!options.sink_dims)
-    return family.known_sink_dimensions(config).value_or(SinkDimensions{{}, "not known"});
+    return known_sink_dimensions(config.decoder).value_or(SinkDimensions{{}, "not known"});
   for (const std::int64_t dim : *options.sink_dims) {
     if (dim < 0 || dim >= config.decoder.hidden_size) {
       throw ConfigError("sink_dims: expected dimensions in [0, " +
@@ -131,9 +157,10 @@ SinkDimensions choose_sinks(const Family& family, const ModelConfig& config,
 
 /// The type of the checkpoint: what most of its bytes have, since config.json may say nothing or
 /// something else.
-at::ScalarType stored_dtype(const std::map<std::string, CheckpointTensor>& tensors) {
+at::ScalarType stored_dtype(const std::map<std::string, PublishedTensor>& tensors) {
   std::map<at::ScalarType, std::uint64_t> bytes;
-  for (const auto& [name, tensor] : tensors) {
+  for (const auto& [name, published] : tensors) {
+    const CheckpointTensor& tensor = published.tensor;
     bytes[tensor.file->dtype(tensor.name)] += tensor.entry().end - tensor.entry().begin;
   }
   const auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
@@ -181,7 +208,7 @@ void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
 
   ArchiveManifest manifest;
   manifest.family = checkpoint.family->name();
-  manifest.sink_dimensions = choose_sinks(*checkpoint.family, config, options);
+  manifest.sink_dimensions = choose_sinks(config, options);
   manifest.var_defaults.first_layer = options.first_layer;
   const at::ScalarType dtype = parse_dtype(options.dtype, stored_dtype(tensors));
   manifest.dtype = dtype_name(dtype);
@@ -189,10 +216,10 @@ void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
   files["libvar.json"] = to_json_text(manifest);
 
   std::vector<TensorSource> sources;
-  for (const auto& [name, tensor] : tensors) {
-    tensor.file->dtype(tensor.name);  // an error before anything is written
-    sources.push_back({name, tensor.entry().shape, dtype,
-                       [&tensor = tensor, dtype] { return read_as(tensor, dtype); }});
+  for (const auto& [name, published] : tensors) {
+    published.tensor.file->dtype(published.tensor.name);  // an error before anything is written
+    sources.push_back({name, published.shape(), dtype,
+                       [&source = published, dtype] { return read_as(source, dtype); }});
   }
   write_archive(out, sources, files, options.on_progress);
 }

@@ -78,9 +78,13 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
   AttentionPass attention_pass;
   attention_pass.past = past;
   attention_pass.plain_rows = std::clamp<std::int64_t>(pass.plain_end - past, 0, rows);
-  const at::Tensor positions =
-      at::arange(past, past + rows, at::TensorOptions().dtype(at::kLong).device(target_.device));
-  attention_pass.angles = rotary_.angles(positions.expand({batch, rows}));
+  at::Tensor positions = pass.positions;
+  if (!positions.defined()) {
+    positions =
+        at::arange(past, past + rows, at::TensorOptions().dtype(at::kLong).device(target_.device))
+            .expand({config_.position_axes(), rows});
+  }
+  attention_pass.angles = rotary_.angles(positions);
 
   RedistributionRule off = pass.var.rule();
   off.head_rule = HeadRule::kNone;

@@ -19,6 +19,9 @@ struct DecoderPass {
   /// Positions below it can't be changed by any setting: the end of the first image, or past the
   /// end without images.
   std::int64_t plain_end = 0;
+  /// [position_axes, Q] int64 on the device; undefined: those that follow the cache's, counted from
+  /// 0
+  at::Tensor positions;
   VarParams var;               ///< first_layer filled in
   bool generated = false;      ///< the rows are generated tokens
   std::int64_t last_rows = 1;  ///< so many rows at the end are wanted

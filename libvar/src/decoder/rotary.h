@@ -11,23 +11,29 @@ namespace libvar {
 
 /// Cosine and sine of the rotary embedding for some rows.
 struct RotaryAngles {
-  at::Tensor cos, sin;  ///< [B, 1, Q, Dh]
+  at::Tensor cos, sin;  ///< [1, 1, Q, Dh]
 };
 
 /// Rotary position embedding, rotate-half convention.
 ///
-///     angle[n, i] = n * theta^(-2 i / Dh)            float32; i < Dh / 2, both halves share the
-///     angles rotate(x)   = x * cos + (-x[Dh/2:], x[:Dh/2]) * sin
+///     angle[n, i] = n / factor * theta^(-2 i / Dh)   float32; i < Dh / 2, both halves share them
+///     rotate(x)   = x * cos + (-x[Dh/2:], x[:Dh/2]) * sin
+///
+/// With sections (M-RoPE of Qwen2-VL, arXiv:2409.12191) n is the position's first coordinate for
+/// the first rope_sections[0] values of i, its second for the next, its third for the rest.
 /// cos and sin are rounded to the dtype of the computation before the products, as in transformers.
 class RotaryEmbedding {
  public:
   RotaryEmbedding(const DecoderConfig& config, const ComputeTarget& target);
 
-  /// @param positions  [B, Q] int64, in [0, max_positions)
+  /// @param positions  [position_axes, Q] int64, in [0, max_positions)
   RotaryAngles angles(const at::Tensor& positions) const;
 
  private:
+  at::Tensor pick(const at::Tensor& table, const at::Tensor& positions) const;
+
   at::Tensor cos_, sin_;  // [max_positions, Dh]
+  at::Tensor axis_;       // [1, 1, Dh] int64: the coordinate of a channel; undefined: there is one
 };
 
 /// @param heads  [B, H, Q, Dh], any strides

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -8,8 +11,8 @@
 #include <vector>
 
 #include "decoder/config.h"
+#include "families/sink_dimensions.h"
 #include "image/config.h"
-#include "libvar/var_params.h"
 #include "text/prompt.h"
 #include "vision/config.h"
 
@@ -27,6 +30,13 @@ struct TensorSpec {
   std::vector<std::int64_t> shape;
 };
 
+/// What becomes of a tensor of a checkpoint.
+struct CanonicalTensor {
+  std::string name;  ///< layout A
+  /// The part of the published tensor, by views and copies alone; null: all of it.
+  std::function<at::Tensor(const at::Tensor&)> part = {};
+};
+
 /// Everything about a model but its weights, tokenizer and sink dimensions.
 struct ModelConfig {
   std::string family;
@@ -36,19 +46,15 @@ struct ModelConfig {
   PromptStyle prompt_style = PromptStyle::kLlavaHf;
   std::optional<std::int64_t> image_token_id;  ///< none: the vocabulary has no image token
   std::vector<std::int64_t> stop_tokens;
-  std::int64_t visual_tokens = 0;  ///< per image
+  std::int64_t visual_tokens = 0;  ///< per image or tile; 0: the picture's size decides
   std::string
       checkpoint_dtype;  ///< "float32", "bfloat16", "float16", or "" where the files don't say
+  /// What stands before "model.layers.0..." and "lm_head.weight" in canonical names.
+  std::string decoder_scope = "language_model.";
 };
 
-/// Sink dimensions of a language model and where they are known from.
-struct SinkDimensions {
-  std::vector<std::int64_t> dims;
-  std::string source;
-};
-
-/// What differs between model families: reading the configuration, names and shapes of tensors,
-/// known sink dimensions. One file each; find_family chooses.
+/// What differs between model families: reading the configuration, names and shapes of tensors.
+/// One file each; find_family chooses.
 class Family {
  public:
   virtual ~Family() = default;
@@ -60,13 +66,15 @@ class Family {
   /// Canonical (layout A) name of a tensor found in a checkpoint; nullopt: known and not needed
   /// (buffers).
   virtual std::optional<std::string> canonical_name(const std::string& name) const = 0;
+  /// The same for families that publish several canonical tensors as one; empty: not needed.
+  virtual std::vector<CanonicalTensor> canonical_tensors(const std::string& name,
+                                                         const ModelConfig& config) const;
   /// Folders that hold the vision tower where the checkpoint itself does not, most likely first:
   /// absolute, or beside config.json. Its tensors get "vision_tower." before their names, its
   /// config.json becomes the file kVisionConfigFile.
   virtual std::vector<std::string> vision_folders(const CheckpointFiles& files) const = 0;
   /// The tensors that must be there, and no others matter.
   virtual std::vector<TensorSpec> expected_tensors(const ModelConfig& config) const = 0;
-  virtual std::optional<SinkDimensions> known_sink_dimensions(const ModelConfig& config) const = 0;
 };
 
 /// @throws ArchiveError  no family recognises config.json; names its model_type

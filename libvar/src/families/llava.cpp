@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "families/clip_processor.h"
+#include "families/config_readers.h"
 #include "families/families.h"
 #include "families/json_fields.h"
 #include "families/llava_names.h"
@@ -11,10 +12,6 @@
 
 namespace libvar {
 namespace {
-
-constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
-constexpr std::int64_t kMaxLayers = 1024;
-constexpr std::int64_t kMaxPositions = std::int64_t{1} << 24;
 
 /// The original layout keeps the decoder's values at the top and names its tower; Hugging Face's
 /// has a config for each part.
@@ -30,70 +27,6 @@ bool names_clip_336(const JsonFields& config) {
          tower.compare(tower.size() - known.size(), known.size(), known) == 0;
 }
 
-void read_rotary(const JsonFields& text, DecoderConfig& out) {
-  out.rope_theta = text.number("rope_theta", 10000.0);
-  for (const char* key : {"rope_parameters", "rope_scaling"}) {  // of transformers 5, and before
-    if (!text.has(key)) continue;
-    const JsonFields rope = text.object(key);
-    out.rope_theta = rope.number("rope_theta", out.rope_theta);
-    for (const char* type : {"rope_type", "type"}) {
-      if (rope.text(type, "default") != "default")
-        rope.fail(type, "default (no scaling of rotary embeddings)");
-    }
-  }
-  if (!(out.rope_theta > 0)) text.fail("rope_theta", "a number above 0");
-}
-
-/// @param text  defaults are those of transformers' LlamaConfig
-DecoderConfig read_decoder(const JsonFields& text, const JsonFields& top) {
-  DecoderConfig out;
-  if (text.text("hidden_act", "silu") != "silu") text.fail("hidden_act", "silu");
-  out.hidden_size = text.integer("hidden_size", 4096, 1, kMaxWidth);
-  out.intermediate_size = text.integer("intermediate_size", 11008, 1, kMaxWidth);
-  out.num_layers = text.integer("num_hidden_layers", 32, 1, kMaxLayers);
-  out.num_heads = text.integer("num_attention_heads", 32, 1, kMaxWidth);
-  out.num_kv_heads = text.integer("num_key_value_heads", out.num_heads, 1, kMaxWidth);
-  if (out.num_heads % out.num_kv_heads != 0) {
-    text.fail("num_key_value_heads",
-              "a divisor of num_attention_heads " + std::to_string(out.num_heads));
-  }
-  if (!text.has("head_dim") && out.hidden_size % out.num_heads != 0) {
-    text.fail("hidden_size", "a multiple of num_attention_heads " + std::to_string(out.num_heads));
-  }
-  out.head_dim = text.integer("head_dim", out.hidden_size / out.num_heads, 2, kMaxWidth);
-  if (out.head_dim % 2 != 0) {
-    throw ArchiveError("config.json: head_dim: expected an even number, found " +
-                       std::to_string(out.head_dim));
-  }
-  out.vocab_size = text.integer("vocab_size", 32000, 1, kMaxPositions);
-  out.max_positions = text.integer("max_position_embeddings", 2048, 1, kMaxPositions);
-  out.rms_norm_eps = text.number("rms_norm_eps", 1e-6);
-  if (!(out.rms_norm_eps > 0)) text.fail("rms_norm_eps", "a number above 0");
-  out.qkv_bias = out.output_bias = text.boolean("attention_bias", false);
-  out.mlp_bias = text.boolean("mlp_bias", false);
-  out.tie_word_embeddings =
-      top.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", false));
-  read_rotary(text, out);
-  return out;
-}
-
-Activation read_activation(const JsonFields& fields, const std::string& key,
-                           const std::string& fallback) {
-  constexpr std::array<std::pair<const char*, Activation>, 6> kNames{
-      {{"quick_gelu", Activation::kQuickGelu},
-       {"gelu", Activation::kGelu},
-       {"gelu_pytorch_tanh", Activation::kGeluTanh},
-       {"gelu_new", Activation::kGeluTanh},
-       {"silu", Activation::kSilu},
-       {"relu", Activation::kRelu}}};
-  const std::string name = fields.text(key, fallback);
-  const auto found = std::find_if(kNames.begin(), kNames.end(),
-                                  [&](const auto& entry) { return name == entry.first; });
-  if (found == kNames.end())
-    fields.fail(key, "quick_gelu, gelu, gelu_pytorch_tanh, gelu_new, silu or relu");
-  return found->second;
-}
-
 /// @param vision  a CLIPVisionConfig with transformers' defaults, or a whole CLIPConfig that holds
 /// one
 VisionConfig read_tower(const JsonFields& vision) {
@@ -105,10 +38,7 @@ VisionConfig read_tower(const JsonFields& vision) {
   out.intermediate_size = vision.integer("intermediate_size", 3072, 1, kMaxWidth);
   out.num_layers = vision.integer("num_hidden_layers", 12, 1, kMaxLayers);
   out.num_heads = vision.integer("num_attention_heads", 12, 1, kMaxWidth);
-  if (out.hidden_size % out.num_heads != 0) {
-    vision.fail("hidden_size",
-                "a multiple of num_attention_heads " + std::to_string(out.num_heads));
-  }
+  check_head_size(vision, out.hidden_size, out.num_heads);
   out.image_size = vision.integer("image_size", 224, 1, 8192);
   out.patch_size = vision.integer("patch_size", 32, 1, out.image_size);
   if (vision.integer("num_channels", 3) != 3) vision.fail("num_channels", "3");
@@ -127,42 +57,6 @@ VisionConfig clip_336_tower() {
   out.image_size = 336;
   out.patch_size = 14;
   return out;
-}
-
-/// transformers' hidden_states[layer]: index 0 is the input of the first layer.
-std::int64_t read_feature_layer(const JsonFields& config, const std::string& key,
-                                std::int64_t num_layers) {
-  const std::int64_t layer = config.integer(key, -2, -num_layers - 1, num_layers);
-  return layer < 0 ? num_layers + 1 + layer : layer;
-}
-
-void read_stop_tokens(const CheckpointFiles& files, const JsonFields& config, ModelConfig& out) {
-  const std::int64_t last = out.decoder.vocab_size - 1;
-  const auto file = files.find("generation_config.json");
-  if (file != files.end()) {
-    const nlohmann::json json = JsonFields::parse(file->second, file->first);
-    const JsonFields generation(json, file->first);
-    if (generation.has("eos_token_id")) {
-      out.stop_tokens = generation.integers("eos_token_id", 0, last);
-      return;
-    }
-  }
-  if (config.has("eos_token_id")) {
-    out.stop_tokens = config.integers("eos_token_id", 0, last);
-  } else if (config.has("text_config") && config.object("text_config").has("eos_token_id")) {
-    out.stop_tokens = config.object("text_config").integers("eos_token_id", 0, last);
-  } else {
-    out.stop_tokens = {2};  // LlamaConfig
-  }
-}
-
-std::string read_dtype(const JsonFields& fields) {
-  const std::string key = fields.has("dtype") ? "dtype" : "torch_dtype";
-  const std::string name = fields.text(key, "");
-  const std::array<const char*, 4> known{"", "float32", "float16", "bfloat16"};
-  if (std::find(known.begin(), known.end(), name) == known.end())
-    fields.fail(key, "float32, float16 or bfloat16");
-  return name;
 }
 
 /// preprocessor_config.json, or where transformers 5 keeps the same.
@@ -185,10 +79,10 @@ std::optional<ImageProcessorConfig> read_processor(const CheckpointFiles& files,
 void read_hf(const CheckpointFiles& files, const JsonFields& config, ModelConfig& out) {
   const JsonFields text = config.object("text_config");
   if (text.text("model_type", "llama") != "llama") text.fail("model_type", "llama");
-  out.decoder = read_decoder(text, config);
+  out.decoder = read_decoder(text, config, llama_defaults());
   out.vision = read_tower(config.object("vision_config"));
   out.vision.layers_to_run =
-      read_feature_layer(config, "vision_feature_layer", out.vision.num_layers);
+      read_feature_layer(config, "vision_feature_layer", -2, out.vision.num_layers);
   const std::string strategy = config.text("vision_feature_select_strategy", "default");
   if (strategy != "default" && strategy != "full")
     config.fail("vision_feature_select_strategy", "default or full");
@@ -206,7 +100,7 @@ void read_hf(const CheckpointFiles& files, const JsonFields& config, ModelConfig
 }
 
 void read_original(const CheckpointFiles& files, const JsonFields& config, ModelConfig& out) {
-  out.decoder = read_decoder(config, config);
+  out.decoder = read_decoder(config, config, llama_defaults());
   const auto tower = files.find(kVisionConfigFile);
   if (tower != files.end()) {
     const nlohmann::json json = JsonFields::parse(tower->second, tower->first);
@@ -219,7 +113,7 @@ void read_original(const CheckpointFiles& files, const JsonFields& config, Model
                 "openai/clip-vit-large-patch14-336");
   }
   out.vision.layers_to_run =
-      read_feature_layer(config, "mm_vision_select_layer", out.vision.num_layers);
+      read_feature_layer(config, "mm_vision_select_layer", -2, out.vision.num_layers);
   const std::string feature = config.text("mm_vision_select_feature", "patch");
   if (feature != "patch" && feature != "cls_patch")
     config.fail("mm_vision_select_feature", "patch or cls_patch");
@@ -264,7 +158,7 @@ class LlavaFamily : public Family {
           "mm_vision_tower (the original "
           "LLaVA layout), found none of them");
     }
-    read_stop_tokens(files, config, out);
+    out.stop_tokens = read_stop_tokens(files, config, out.decoder.vocab_size);
     const std::int64_t side = out.vision.image_size / out.vision.patch_size;
     out.visual_tokens = side * side + (out.vision.drop_class_token ? 0 : 1);
     return out;
@@ -283,30 +177,6 @@ class LlavaFamily : public Family {
 
   std::vector<TensorSpec> expected_tensors(const ModelConfig& config) const override {
     return llava_expected_tensors(config);
-  }
-
-  std::optional<SinkDimensions> known_sink_dimensions(const ModelConfig& config) const override {
-    struct Known {
-      std::int64_t hidden_size, intermediate_size, num_layers;
-      std::vector<std::int64_t> dims;
-      const char* model;
-    };
-
-    const std::array<Known, 2> table{
-        {{4096, 11008, 32, {1415, 2533}, "Llama-2-7B and Vicuna-7B"},
-         {5120, 13824, 40, {2100, 4743}, "Llama-2-13B and Vicuna-13B"}}};
-    const DecoderConfig& decoder = config.decoder;
-    for (const Known& known : table) {
-      // Vocabularies of Llama-2 with added tokens; that of Llama-3 is four times as large.
-      const bool vocabulary = decoder.vocab_size >= 32000 && decoder.vocab_size <= 32064;
-      if (decoder.hidden_size == known.hidden_size &&
-          decoder.intermediate_size == known.intermediate_size &&
-          decoder.num_layers == known.num_layers && vocabulary) {
-        return SinkDimensions{known.dims, std::string("known for ") + known.model +
-                                              " (the authors' code of arXiv:2503.03321)"};
-      }
-    }
-    return {};
   }
 };
 

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <utility>
 
+#include "families/tensor_specs.h"
+
 namespace libvar {
 namespace {
 
@@ -50,55 +52,8 @@ constexpr std::array<std::string_view, 6> kClipText{
     "vision_tower.visual_projection.", "vision_tower.text_projection.",
     "vision_tower.vision_projection.", "vision_tower.text_embeds"};
 
-class Specs {
- public:
-  void add(const std::string& name, std::vector<std::int64_t> shape) {
-    specs_.push_back({name, std::move(shape)});
-  }
-
-  void linear(const std::string& name, std::int64_t out, std::int64_t in, bool bias) {
-    add(name + ".weight", {out, in});
-    if (bias) add(name + ".bias", {out});
-  }
-
-  void layer_norm(const std::string& name, std::int64_t size) {
-    add(name + ".weight", {size});
-    add(name + ".bias", {size});
-  }
-
-  std::vector<TensorSpec> take() { return std::move(specs_); }
-
- private:
-  std::vector<TensorSpec> specs_;
-};
-
-void add_decoder(Specs& specs, const DecoderConfig& decoder) {
-  const std::string text(kText);
-  const std::int64_t hidden = decoder.hidden_size;
-  specs.add(text + "embed_tokens.weight", {decoder.vocab_size, hidden});
-  for (std::int64_t i = 0; i < decoder.num_layers; ++i) {
-    const std::string layer = c10::str(text, "layers.", i, ".");
-    specs.add(layer + "input_layernorm.weight", {hidden});
-    specs.add(layer + "post_attention_layernorm.weight", {hidden});
-    specs.linear(layer + "self_attn.q_proj", decoder.num_heads * decoder.head_dim, hidden,
-                 decoder.qkv_bias);
-    specs.linear(layer + "self_attn.k_proj", decoder.num_kv_heads * decoder.head_dim, hidden,
-                 decoder.qkv_bias);
-    specs.linear(layer + "self_attn.v_proj", decoder.num_kv_heads * decoder.head_dim, hidden,
-                 decoder.qkv_bias);
-    specs.linear(layer + "self_attn.o_proj", hidden, decoder.num_heads * decoder.head_dim,
-                 decoder.output_bias);
-    specs.linear(layer + "mlp.gate_proj", decoder.intermediate_size, hidden, decoder.mlp_bias);
-    specs.linear(layer + "mlp.up_proj", decoder.intermediate_size, hidden, decoder.mlp_bias);
-    specs.linear(layer + "mlp.down_proj", hidden, decoder.intermediate_size, decoder.mlp_bias);
-  }
-  specs.add(text + "norm.weight", {hidden});
-  if (!decoder.tie_word_embeddings)
-    specs.add(std::string(kHead) + "weight", {decoder.vocab_size, hidden});
-}
-
 /// The layers that are run; what lies above the feature layer is not needed.
-void add_tower(Specs& specs, const VisionConfig& vision) {
+void add_tower(TensorSpecs& specs, const VisionConfig& vision) {
   const std::string tower(kVision);
   const std::int64_t hidden = vision.hidden_size;
   const std::int64_t side = vision.image_size / vision.patch_size;
@@ -133,8 +88,8 @@ std::optional<std::string> llava_canonical_name(const std::string& name) {
 }
 
 std::vector<TensorSpec> llava_expected_tensors(const ModelConfig& config) {
-  Specs specs;
-  add_decoder(specs, config.decoder);
+  TensorSpecs specs;
+  specs.decoder(config.decoder_scope, config.decoder);
   add_tower(specs, config.vision);
   const std::string projector(kProjector);
   const std::int64_t hidden = config.decoder.hidden_size;

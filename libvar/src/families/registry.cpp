@@ -7,6 +7,13 @@
 
 namespace libvar {
 
+std::vector<CanonicalTensor> Family::canonical_tensors(const std::string& name,
+                                                       const ModelConfig&) const {
+  const auto canonical = canonical_name(name);
+  if (!canonical) return {};
+  return {{*canonical}};
+}
+
 const Family& find_family(const CheckpointFiles& files) {
   const std::array<const Family*, 1> families{&llava_family()};
   const auto config = files.find("config.json");

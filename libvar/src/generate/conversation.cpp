@@ -1,5 +1,6 @@
 #include "generate/conversation.h"
 
+#include <ATen/ops/full.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
@@ -17,9 +18,10 @@ void Conversation::clear() {
   cache_.clear();
   visual_spans_.clear();
   turn_begin_ = 0;
+  next_position_ = 0;
 }
 
-at::Tensor Conversation::prefill(const Sequence& prompt, const at::Tensor& features,
+at::Tensor Conversation::prefill(const Sequence& prompt, const std::vector<at::Tensor>& features,
                                  const VarParams& var, std::int64_t new_tokens) {
   const auto rows = static_cast<std::int64_t>(prompt.ids.size());
   turn_begin_ = cache_.length();
@@ -32,11 +34,19 @@ at::Tensor Conversation::prefill(const Sequence& prompt, const at::Tensor& featu
     cache_.mark_visual(turn_begin_ + begin, turn_begin_ + end);
   }
   const at::Tensor embeddings = embed_sequence(*decoder_, prompt, features);
+  at::Tensor positions;  // undefined: indices in the cache
+  if (decoder_->config().position_axes() > 1) {
+    const at::Tensor on_host = three_axis_positions(prompt, next_position_);
+    next_position_ = on_host.max().item<std::int64_t>() + 1;
+    positions = on_host.to(decoder_->target().device);
+  }
   const std::int64_t chunk = prefill_chunk_ > 0 ? prefill_chunk_ : rows;
   at::Tensor last;
   for (std::int64_t begin = 0; begin < rows; begin += chunk) {
-    last =
-        run(embeddings.narrow(1, begin, std::min(chunk, rows - begin)), var, /*generated=*/false);
+    const std::int64_t count = std::min(chunk, rows - begin);
+    last = run(embeddings.narrow(1, begin, count),
+               positions.defined() ? positions.narrow(1, begin, count) : positions, var,
+               /*generated=*/false);
   }
   return decoder_->logits(last).flatten();
 }
@@ -44,11 +54,18 @@ at::Tensor Conversation::prefill(const Sequence& prompt, const at::Tensor& featu
 at::Tensor Conversation::step(std::int64_t token, const VarParams& var) {
   cache_.reserve(cache_.length() + 1);
   const at::Tensor embedding = decoder_->embed(at::tensor({token}, at::kLong)).unsqueeze(0);
-  return decoder_->logits(run(embedding, var, /*generated=*/true)).flatten();
+  at::Tensor positions;
+  if (const std::int64_t axes = decoder_->config().position_axes(); axes > 1) {
+    positions = at::full({axes, 1}, next_position_++,
+                         at::TensorOptions().dtype(at::kLong).device(decoder_->target().device));
+  }
+  return decoder_->logits(run(embedding, positions, var, /*generated=*/true)).flatten();
 }
 
-at::Tensor Conversation::run(const at::Tensor& embeddings, const VarParams& var, bool generated) {
+at::Tensor Conversation::run(const at::Tensor& embeddings, const at::Tensor& positions,
+                             const VarParams& var, bool generated) {
   DecoderPass pass;
+  pass.positions = positions;
   // The end of the first image of the whole conversation, not of the chunk: rows before it see no
   // other image's text.
   pass.plain_end = visual_spans_.empty() ? std::numeric_limits<std::int64_t>::max()

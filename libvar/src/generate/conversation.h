@@ -28,11 +28,11 @@ class Conversation {
 
   /// Runs a prompt behind the positions so far.
   ///
-  /// @param features    [images, tokens, D], or undefined without images
+  /// @param features    [visual tokens, D] for each image
   /// @param new_tokens  room to make for generated tokens
   /// @return            [V] logits of the token that follows
-  at::Tensor prefill(const Sequence& prompt, const at::Tensor& features, const VarParams& var,
-                     std::int64_t new_tokens);
+  at::Tensor prefill(const Sequence& prompt, const std::vector<at::Tensor>& features,
+                     const VarParams& var, std::int64_t new_tokens);
 
   /// Runs one generated token. @return [V] logits of the token that follows
   at::Tensor step(std::int64_t token, const VarParams& var);
@@ -49,7 +49,8 @@ class Conversation {
 
  private:
   /// [1, Q, D] embeddings, used up -> [1, 1, D] behind the final norm, of the last position.
-  at::Tensor run(const at::Tensor& embeddings, const VarParams& var, bool generated);
+  at::Tensor run(const at::Tensor& embeddings, const at::Tensor& positions, const VarParams& var,
+                 bool generated);
   std::vector<std::vector<std::int64_t>> visual_sinks(float tau) const;
   std::int64_t text_rows_from(std::int64_t position) const;
 
@@ -57,8 +58,9 @@ class Conversation {
   std::int64_t prefill_chunk_;
   KvCache cache_;
   std::vector<std::pair<std::int64_t, std::int64_t>> visual_spans_;
-  std::int64_t turn_begin_ = 0;  // first position of the last prompt
-  at::Tensor selected_rows_;     // [layers] int64 on the device
+  std::int64_t next_position_ = 0;  // of the next token; not its index where images are smaller
+  std::int64_t turn_begin_ = 0;     // first position of the last prompt
+  at::Tensor selected_rows_;        // [layers] int64 on the device
 };
 
 }  // namespace libvar

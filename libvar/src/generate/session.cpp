@@ -24,6 +24,8 @@
 namespace libvar {
 namespace {
 
+constexpr std::int64_t kMostTiles = 128;
+
 class Stopwatch {
  public:
   double ms() const {
@@ -35,14 +37,38 @@ class Stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
+[[noreturn]] void refuse_option(const char* option, const char* needed, ImageMode mode) {
+  throw ConfigError(c10::str("Request: ", option, " is for models that ", needed,
+                             "; the image mode of this one is ", to_string(mode)));
+}
+
 ImageProcessorConfig image_config(const Request& request, ImageProcessorConfig config) {
-  if (request.image_mode == "crop") {
-    config.mode = ImageMode::kCrop;
-  } else if (request.image_mode == "pad") {
-    config.mode = ImageMode::kPad;
+  const bool crops = config.mode == ImageMode::kCrop || config.mode == ImageMode::kPad;
+  if (request.image_mode == "crop" || request.image_mode == "pad") {
+    if (!crops) refuse_option("image_mode", "crop or pad", config.mode);
+    config.mode = request.image_mode == "crop" ? ImageMode::kCrop : ImageMode::kPad;
   } else if (request.image_mode != "auto") {
     throw ConfigError(
         c10::str("Request: image_mode must be auto, crop or pad, got '", request.image_mode, "'"));
+  }
+  if (request.max_tiles) {
+    if (config.mode != ImageMode::kTiles)
+      refuse_option("max_tiles", "cut pictures into tiles", config.mode);
+    config.max_tiles = *request.max_tiles;
+    if (config.max_tiles < config.min_tiles || config.max_tiles > kMostTiles) {
+      throw ConfigError(c10::str("Request: max_tiles must be in [", config.min_tiles, ", ",
+                                 kMostTiles, "], got ", config.max_tiles));
+    }
+  }
+  if (request.min_pixels || request.max_pixels) {
+    if (config.mode != ImageMode::kDynamic)
+      refuse_option("min_pixels, max_pixels", "take pictures of any size", config.mode);
+    config.min_pixels = request.min_pixels.value_or(config.min_pixels);
+    config.max_pixels = request.max_pixels.value_or(config.max_pixels);
+    if (config.min_pixels < 1 || config.max_pixels < config.min_pixels) {
+      throw ConfigError(c10::str("Request: expected 1 <= min_pixels <= max_pixels, got ",
+                                 config.min_pixels, " and ", config.max_pixels));
+    }
   }
   return config;
 }
@@ -114,13 +140,15 @@ class Session::State {
     validate(request.generation);
     const VarParams var = resolve(request, loaded_);
     const ImageProcessorConfig processor = image_config(request, loaded_.config.image);
-    const Sequence prompt = build_sequence(request);
+    const std::vector<std::int64_t> ids = prompt_ids(request);
+    const Stopwatch vision_time;
+    const std::vector<ProcessedImage> images = process_images(request, processor);
+    const Sequence prompt = build_sequence(ids, images);
     const std::int64_t max_new_tokens = room_for_answer(prompt, request.generation.max_new_tokens);
 
     Answer answer;
     answer.prompt_tokens = prompt.ids;
-    const Stopwatch vision_time;
-    const at::Tensor features = encode_images(request, processor);
+    const std::vector<at::Tensor> features = loaded_.encode_images(images);
     synchronize(loaded_.target.device);
     answer.timing.vision_ms = vision_time.ms();
 
@@ -140,7 +168,8 @@ class Session::State {
     return answer;
   }
 
-  Sequence build_sequence(const Request& request) const {
+  /// One image token at each place of an image.
+  std::vector<std::int64_t> prompt_ids(const Request& request) const {
     const bool first_turn = conversation_.length() == 0;
     const auto num_images = static_cast<std::int64_t>(request.images.size());
     std::string text;
@@ -156,10 +185,28 @@ class Session::State {
                                     : parse_prompt_style(request.prompt_style);
       text = build_prompt(style, request.system, request.question, num_images, first_turn);
     }
-    const std::vector<std::int64_t> ids =
+    std::vector<std::int64_t> ids =
         encode_prompt(*loaded_.tokenizer, text, first_turn, loaded_.image_token());
     if (ids.empty()) throw InputError("prompt: it is empty");
-    return expand_image_tokens(ids, loaded_.image_token(), loaded_.config.visual_tokens);
+    return ids;
+  }
+
+  static std::vector<ProcessedImage> process_images(const Request& request,
+                                                    const ImageProcessorConfig& processor) {
+    std::vector<ProcessedImage> out;
+    out.reserve(request.images.size());
+    for (const ImageSource& source : request.images) {
+      out.push_back(process_image(to_tensor(source, request.exif_rotation), processor));
+    }
+    return out;
+  }
+
+  Sequence build_sequence(const std::vector<std::int64_t>& ids,
+                          const std::vector<ProcessedImage>& images) const {
+    std::vector<VisualSize> sizes;
+    sizes.reserve(images.size());
+    for (const ProcessedImage& image : images) sizes.push_back(loaded_.visual_size(image));
+    return expand_image_tokens(ids, loaded_.image_token(), sizes);
   }
 
   /// Tokens that can be generated before the context ends.
@@ -176,14 +223,6 @@ class Session::State {
                                 " tokens long"));
     }
     return std::min(wanted, room);
-  }
-
-  at::Tensor encode_images(const Request& request, const ImageProcessorConfig& processor) const {
-    std::vector<at::Tensor> pixels;
-    for (const ImageSource& source : request.images) {
-      pixels.push_back(preprocess_image(to_tensor(source, request.exif_rotation), processor));
-    }
-    return pixels.empty() ? at::Tensor() : loaded_.encode_images(at::stack(pixels));
   }
 
   bool is_stop_token(std::int64_t token) const {

@@ -30,7 +30,19 @@ at::Tensor resize_bicubic(const at::Tensor& image, std::int64_t height, std::int
 /// Resize, crop or pad: the uint8 picture [crop_height, crop_width, 3] before normalisation.
 at::Tensor resize_and_fit(const at::Tensor& image, const ImageProcessorConfig& config);
 
-/// Pixel values float32 [3, crop_height, crop_width] that the vision tower reads.
-at::Tensor preprocess_image(const at::Tensor& image, const ImageProcessorConfig& config);
+/// Rescaled and normalised. uint8 [H, W, 3] -> float32 [3, H, W]
+at::Tensor normalise(const at::Tensor& levels, const ImageProcessorConfig& config);
+
+/// A picture as a vision tower reads it.
+struct ProcessedImage {
+  /// float32 [tiles, 3, S, S], one tile but for kTiles; kDynamic: [patches, 3 * T * P * P], the
+  /// patches that are merged behind one another
+  at::Tensor pixels;
+  std::int64_t grid_rows = 0, grid_columns = 0;  ///< kDynamic: in patches
+};
+
+/// @param image  uint8 [H, W, 3]
+/// @throws InputError  a picture that the mode can't take
+ProcessedImage process_image(const at::Tensor& image, const ImageProcessorConfig& config);
 
 }  // namespace libvar

@@ -83,6 +83,22 @@ std::array<std::array<float, 256>, 3> level_values(const ImageProcessorConfig& c
 
 }  // namespace
 
+std::string_view to_string(ImageMode mode) {
+  switch (mode) {
+    case ImageMode::kCrop:
+      return "crop";
+    case ImageMode::kPad:
+      return "pad";
+    case ImageMode::kResize:
+      return "resize";
+    case ImageMode::kTiles:
+      return "tiles";
+    case ImageMode::kDynamic:
+      return "dynamic";
+  }
+  return "unknown";
+}
+
 at::Tensor resize_and_fit(const at::Tensor& image, const ImageProcessorConfig& config) {
   check_picture(image);
   const at::Tensor source = image.contiguous();
@@ -112,8 +128,7 @@ at::Tensor resize_and_fit(const at::Tensor& image, const ImageProcessorConfig& c
   return out;
 }
 
-at::Tensor preprocess_image(const at::Tensor& image, const ImageProcessorConfig& config) {
-  const at::Tensor levels = resize_and_fit(image, config);
+at::Tensor normalise(const at::Tensor& levels, const ImageProcessorConfig& config) {
   const auto values = level_values(config);
   const std::int64_t pixels = levels.size(0) * levels.size(1);
   at::Tensor out = at::empty({3, levels.size(0), levels.size(1)}, at::kFloat);
@@ -123,6 +138,20 @@ at::Tensor preprocess_image(const at::Tensor& image, const ImageProcessorConfig&
     for (std::int64_t c = 0; c < 3; ++c) value[c * pixels + i] = values[c][level[3 * i + c]];
   }
   return out;
+}
+
+ProcessedImage process_image(const at::Tensor& image, const ImageProcessorConfig& config) {
+  check_picture(image);
+  switch (config.mode) {
+    case ImageMode::kCrop:
+    case ImageMode::kPad:
+      return {normalise(resize_and_fit(image, config), config).unsqueeze(0)};
+    case ImageMode::kResize:
+    case ImageMode::kTiles:
+    case ImageMode::kDynamic:
+      break;
+  }
+  TORCH_CHECK_VALUE(false, "image: mode ", to_string(config.mode), " is not supported");
 }
 
 }  // namespace libvar

@@ -2,37 +2,113 @@
 
 #include <c10/util/StringUtil.h>
 
+#include <array>
+#include <vector>
+
 #include "libvar/error.h"
+#include "libvar/request.h"
 
 namespace libvar {
 namespace {
 
+/// The texts that a style puts around what a request gives.
+struct Template {
+  PromptStyle style;
+  std::string_view name;
+  std::string_view system = {};  ///< of its own
+  std::string_view before_system = {}, after_system = {};
+  bool ends_empty_system = false;  ///< after_system stands without a system text too
+  std::string_view before_later_turn = {};
+  std::string_view before_question = {}, after_question = {};
+  std::string_view before_image = {}, after_image = {};
+  std::string_view image_separator = {};  ///< behind an image that stands before the question
+};
+
 constexpr std::string_view kVicunaSystem =
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions.";
-constexpr std::string_view kEndOfAnswer = "</s>";
 
-/// What stands before "USER: " in a turn.
-std::string turn_start(PromptStyle style, const std::optional<std::string>& system,
+// In the order of PromptStyle.
+constexpr std::array<Template, 4> kTemplates{{
+    {.style = PromptStyle::kLlavaHf,
+     .name = "llava_hf",
+     .after_system = " ",
+     .before_question = "USER: ",
+     .after_question = " ASSISTANT:",
+     .image_separator = "\n"},
+    {.style = PromptStyle::kVicunaV1,
+     .name = "vicuna_v1",
+     .system = kVicunaSystem,
+     .after_system = " ",
+     .before_later_turn = "</s>",
+     .before_question = "USER: ",
+     .after_question = " ASSISTANT:",
+     .image_separator = "\n"},
+    {.style = PromptStyle::kVicunaV1NoSystem,
+     .name = "vicuna_v1_nosys",
+     .after_system = " ",
+     .ends_empty_system = true,
+     .before_later_turn = "</s>",
+     .before_question = "USER: ",
+     .after_question = " ASSISTANT:",
+     .image_separator = "\n"},
+    {.style = PromptStyle::kQwen2Vl,
+     .name = "qwen2_vl",
+     .system = "You are a helpful assistant.",
+     .before_system = "<|im_start|>system\n",
+     .after_system = "<|im_end|>\n",
+     .before_later_turn = "<|im_end|>\n",
+     .before_question = "<|im_start|>user\n",
+     .after_question = "<|im_end|>\n<|im_start|>assistant\n",
+     .before_image = "<|vision_start|>",
+     .after_image = "<|vision_end|>"},
+}};
+
+const Template& template_of(PromptStyle style) {
+  return kTemplates[static_cast<std::size_t>(style)];
+}
+
+/// What stands before the question of a turn.
+std::string turn_start(const Template& form, const std::optional<std::string>& system,
                        bool first_turn) {
-  if (!first_turn) return style == PromptStyle::kVicunaV1 ? std::string(kEndOfAnswer) : "";
-  const std::string text = system                            ? *system
-                           : style == PromptStyle::kVicunaV1 ? std::string(kVicunaSystem)
-                                                             : "";
-  return text.empty() ? text : text + " ";
+  if (!first_turn) return std::string(form.before_later_turn);
+  const std::string text = system.value_or(std::string(form.system));
+  if (text.empty()) return std::string(form.ends_empty_system ? form.after_system : "");
+  return c10::str(form.before_system, text, form.after_system);
+}
+
+/// The question with the style's texts around each of its placeholders.
+std::string wrap_images(const Template& form, std::string_view question) {
+  std::string out;
+  for (std::size_t at = question.find(kImagePlaceholder); at != std::string_view::npos;
+       at = question.find(kImagePlaceholder)) {
+    out.append(question.substr(0, at));
+    out.append(form.before_image).append(kImagePlaceholder).append(form.after_image);
+    question.remove_prefix(at + kImagePlaceholder.size());
+  }
+  return out.append(question);
 }
 
 }  // namespace
 
 std::string_view to_string(PromptStyle style) {
-  return style == PromptStyle::kLlavaHf ? "llava_hf" : "vicuna_v1";
+  return template_of(style).name;
+}
+
+std::vector<std::string> prompt_styles() {
+  std::vector<std::string> out;
+  out.reserve(kTemplates.size());
+  for (const Template& form : kTemplates) out.emplace_back(form.name);
+  return out;
 }
 
 PromptStyle parse_prompt_style(std::string_view name) {
-  for (PromptStyle style : {PromptStyle::kLlavaHf, PromptStyle::kVicunaV1}) {
-    if (name == to_string(style)) return style;
+  std::string known;
+  for (const Template& form : kTemplates) {
+    if (name == form.name) return form.style;
+    known.append(known.empty() ? "" : ", ").append(form.name);
   }
-  throw ConfigError(c10::str("prompt style must be llava_hf or vicuna_v1, got '", name, "'"));
+  throw ConfigError(c10::str("prompt style must be one of ", known, ", got '", name, "'"));
 }
 
 std::int64_t count_image_placeholders(std::string_view text) {
@@ -51,10 +127,13 @@ std::string build_prompt(PromptStyle style, const std::optional<std::string>& sy
     throw InputError(c10::str("question: expected one ", kImagePlaceholder, " for each of ",
                               num_images, " images or none, got ", placeholders));
   }
-  std::string prompt = turn_start(style, system, first_turn) + "USER: ";
+  const Template& form = template_of(style);
+  std::string text;
   for (std::int64_t i = placeholders; i < num_images; ++i)
-    prompt.append(kImagePlaceholder).append("\n");
-  return prompt.append(question).append(" ASSISTANT:");
+    text.append(kImagePlaceholder).append(form.image_separator);
+  text.append(question);
+  return c10::str(turn_start(form, system, first_turn), form.before_question,
+                  wrap_images(form, text), form.after_question);
 }
 
 }  // namespace libvar

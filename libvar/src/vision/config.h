@@ -6,13 +6,16 @@ namespace libvar {
 
 enum class Activation { kQuickGelu, kGelu, kGeluTanh, kSilu, kRelu };
 
-/// A CLIP-like vision transformer and the projector behind it.
+enum class TowerKind { kClip, kSiglip, kInternVit, kQwen2Vl };
+
+/// A vision transformer and the projector behind it.
 struct VisionConfig {
+  TowerKind tower = TowerKind::kClip;
   std::int64_t hidden_size = 0;
   std::int64_t intermediate_size = 0;
   std::int64_t num_layers = 0;
   std::int64_t num_heads = 0;
-  std::int64_t image_size = 0;  ///< pixels
+  std::int64_t image_size = 0;  ///< pixels of a tile's side; 0: of any size
   std::int64_t patch_size = 0;  ///< pixels
   double layer_norm_eps = 1e-5;
   Activation activation = Activation::kQuickGelu;

@@ -80,7 +80,7 @@ TEST_CASE("normalised values are within one unit in the last place", "[image][go
   at::Tensor ramp = at::empty({16, 16, 3}, at::kByte);
   for (std::int64_t i = 0; i < ramp.numel(); ++i)
     ramp.mutable_data_ptr<std::uint8_t>()[i] = static_cast<std::uint8_t>(i / 3);
-  const at::Tensor values = preprocess_image(ramp, clip_config(ImageMode::kCrop, 16));
+  const at::Tensor values = process_image(ramp, clip_config(ImageMode::kCrop, 16)).pixels[0];
   REQUIRE(golden.numel() == values.numel());
   std::int64_t worst = 0;
   for (std::int64_t i = 0; i < values.numel(); ++i) {

@@ -81,7 +81,7 @@ TEST_CASE("padding gives a square of the mean colour, cut to integers", "[image]
 
 TEST_CASE("pixel values are rescaled in double and normalised in float", "[image]") {
   const auto crop = config(ImageMode::kCrop, 2, 2);
-  const at::Tensor out = preprocess_image(at::full({2, 2, 3}, 77, at::kByte), crop);
+  const at::Tensor out = process_image(at::full({2, 2, 3}, 77, at::kByte), crop).pixels[0];
   REQUIRE(out.sizes() == at::IntArrayRef({3, 2, 2}));
   REQUIRE(out.scalar_type() == at::kFloat);
   for (std::int64_t c = 0; c < 3; ++c) {
@@ -95,7 +95,7 @@ TEST_CASE("pixel values are rescaled in double and normalised in float", "[image
 TEST_CASE("the processor's steps can be left out", "[image]") {
   ImageProcessorConfig plain = config(ImageMode::kCrop, 4, 4);
   plain.do_rescale = plain.do_normalize = false;
-  CHECK(preprocess_image(at::full({4, 4, 3}, 77, at::kByte), plain).eq(77).all().item<bool>());
+  CHECK(process_image(at::full({4, 4, 3}, 77, at::kByte), plain).pixels.eq(77).all().item<bool>());
   plain.do_resize = false;
   CHECK(level(resize_and_fit(coordinates(10, 10), plain), 0, 0, 0) == 3);
   plain.do_center_crop = false;
@@ -111,8 +111,8 @@ TEST_CASE("very long pictures cost no more than what is cut out of them", "[imag
 
 TEST_CASE("preprocessing refuses what is no picture", "[image]") {
   const auto crop = config(ImageMode::kCrop, 4, 4);
-  CHECK_THROWS_AS(preprocess_image(at::full({4, 4, 3}, 1.0f), crop), c10::TypeError);
-  CHECK_THROWS_AS(preprocess_image(at::full({4, 4, 4}, 1, at::kByte), crop), c10::ValueError);
+  CHECK_THROWS_AS(process_image(at::full({4, 4, 3}, 1.0f), crop), c10::TypeError);
+  CHECK_THROWS_AS(process_image(at::full({4, 4, 4}, 1, at::kByte), crop), c10::ValueError);
 }
 
 }  // namespace

@@ -284,9 +284,9 @@ TEST_CASE("a conversation counts positions, sinks and selected rows", "[conversa
 
   const VarParams var = params(true);
   Conversation conversation(decoder, 0);
-  const Sequence first = expand_image_tokens({1, 2, 3, -200, 4, 5}, -200, end - begin);
+  const Sequence first = expand_image_tokens({1, 2, 3, -200, 4, 5}, -200, {{end - begin}});
   CHECK(first.visual_spans == std::vector<std::pair<std::int64_t, std::int64_t>>{{3, 12}});
-  conversation.prefill(first, features, var, 2);
+  conversation.prefill(first, {features[0]}, var, 2);
   conversation.step(9, var);
   const VarStatistics one = conversation.statistics(var);
   CHECK(conversation.length() == 15);
@@ -296,8 +296,8 @@ TEST_CASE("a conversation counts positions, sinks and selected rows", "[conversa
 
   // A second turn with another image: spans count from the beginning of the conversation, rows from
   // that of the turn.
-  const Sequence second = expand_image_tokens({6, -200, 7, 8, 9}, -200, end - begin);
-  conversation.prefill(second, features, var, 2);
+  const Sequence second = expand_image_tokens({6, -200, 7, 8, 9}, -200, {{end - begin}});
+  conversation.prefill(second, {features[0]}, var, 2);
   CHECK(conversation.visual_spans() ==
         std::vector<std::pair<std::int64_t, std::int64_t>>{{3, 12}, {16, 25}});
   const VarStatistics two = conversation.statistics(var);
@@ -308,9 +308,9 @@ TEST_CASE("a conversation counts positions, sinks and selected rows", "[conversa
   CHECK(sum(conversation.statistics(off).eligible_rows) == 0);
 
   conversation.clear();
-  const at::Tensor again = conversation.prefill(first, features, var, 2);
+  const at::Tensor again = conversation.prefill(first, {features[0]}, var, 2);
   Conversation fresh(decoder, 0);
-  CHECK(at::equal(again, fresh.prefill(first, features, var, 2)));
+  CHECK(at::equal(again, fresh.prefill(first, {features[0]}, var, 2)));
 }
 
 TEST_CASE("two turns in one cache equal one prompt", "[conversation]") {
@@ -320,11 +320,10 @@ TEST_CASE("two turns in one cache equal one prompt", "[conversation]") {
   const at::Tensor features = make_tiny_prompt(tiny, 1).embeddings.narrow(1, 6, 9);
   const VarParams var = params(true);
   Conversation whole(decoder, 0), turns(decoder, 0);
-  const at::Tensor expected =
-      whole.prefill(expand_image_tokens({1, 2, -200, 4, 5, 6, 7}, -200, 9), features, var, 1);
-  turns.prefill(expand_image_tokens({1, 2, -200, 4}, -200, 9), features, var, 0);
-  const at::Tensor actual =
-      turns.prefill(expand_image_tokens({5, 6, 7}, -200, 9), at::Tensor(), var, 1);
+  const at::Tensor expected = whole.prefill(
+      expand_image_tokens({1, 2, -200, 4, 5, 6, 7}, -200, {{9}}), {features[0]}, var, 1);
+  turns.prefill(expand_image_tokens({1, 2, -200, 4}, -200, {{9}}), {features[0]}, var, 0);
+  const at::Tensor actual = turns.prefill(expand_image_tokens({5, 6, 7}, -200, {}), {}, var, 1);
   CHECK(relative_error(actual, expected) <= 1e-5);
 }
 
@@ -332,14 +331,29 @@ TEST_CASE("features and image places must agree", "[sequence]") {
   const c10::InferenceMode inference;
   const TinyDecoder tiny = make_tiny_decoder();
   const Decoder decoder(tiny.config, tiny.sink_dims, WeightReader(tiny.tensors, ComputeTarget()));
-  const Sequence sequence = expand_image_tokens({1, 49, 2, 49}, 49, 3);
-  CHECK(sequence.ids == std::vector<std::int64_t>{1, 49, 49, 49, 2, 49, 49, 49});
-  const at::Tensor features = random_tensor({2, 3, 448}, 5);
-  const at::Tensor embedded = embed_sequence(decoder, sequence, features);
-  CHECK(at::equal(embedded[0].narrow(0, 1, 3), features[0]));
-  CHECK(at::equal(embedded[0].narrow(0, 5, 3), features[1]));
+  const Sequence sequence = expand_image_tokens({1, 49, 2, 49}, 49, {{3}, {2}});
+  CHECK(sequence.ids == std::vector<std::int64_t>{1, 49, 49, 49, 2, 49, 49});
+  CHECK_THROWS_AS(expand_image_tokens({1, 49, 2, 49}, 49, {{3}}), InputError);
+  const at::Tensor three = random_tensor({3, 448}, 5), two = random_tensor({2, 448}, 6);
+  const at::Tensor embedded = embed_sequence(decoder, sequence, {three, two});
+  CHECK(at::equal(embedded[0].narrow(0, 1, 3), three));
+  CHECK(at::equal(embedded[0].narrow(0, 5, 2), two));
   CHECK(at::equal(embedded[0][4], tiny.tensors.at("model.embed_tokens.weight")[2]));
-  CHECK_THROWS_AS(embed_sequence(decoder, sequence, features.narrow(0, 0, 1)), InputError);
-  CHECK_THROWS_AS(embed_sequence(decoder, sequence, at::Tensor()), InputError);
-  CHECK_THROWS_AS(embed_sequence(decoder, sequence, features.narrow(1, 0, 2)), InputError);
+  CHECK_THROWS_AS(embed_sequence(decoder, sequence, {three}), InputError);
+  CHECK_THROWS_AS(embed_sequence(decoder, sequence, {}), InputError);
+  CHECK_THROWS_AS(embed_sequence(decoder, sequence, {two, three}), InputError);
+}
+
+TEST_CASE("positions with three coordinates follow the grid of each image", "[sequence]") {
+  // models.md 4.5: text, text, vision start, an image of 2 x 3 tokens, vision end, text, text.
+  const Sequence one = expand_image_tokens({1, 2, 3, 49, 4, 5, 6}, 49, {{6, 2, 3}});
+  CHECK(at::equal(three_axis_positions(one, 0), at::tensor({0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7, 8,  //
+                                                            0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7, 8,  //
+                                                            0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8})
+                                                    .view({3, 12})));
+  // A later turn begins behind the largest coordinate so far; a tall image takes up its rows.
+  const Sequence two = expand_image_tokens({1, 49, 2}, 49, {{4, 4, 1}});
+  CHECK(at::equal(three_axis_positions(two, 9),
+                  at::tensor({9, 10, 10, 10, 10, 14, 9, 10, 11, 12, 13, 14, 9, 10, 10, 10, 10, 14})
+                      .view({3, 6})));
 }

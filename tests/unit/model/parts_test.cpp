@@ -47,6 +47,28 @@ TEST_CASE("rotary embedding turns each pair by its angle", "[rotary]") {
   }
 }
 
+TEST_CASE("rotary sections take their angles from one coordinate each", "[rotary]") {
+  DecoderConfig config;
+  config.head_dim = 12;
+  config.max_positions = 40;
+  config.rope_theta = 500.0;
+  config.rope_factor = 2.0;
+  config.rope_sections = {1, 2, 3};
+  const RotaryEmbedding rotary(config, ComputeTarget());
+  const at::Tensor positions = at::tensor({5, 30, 7, 8, 9, 2}, at::kLong).view({3, 2});
+  const RotaryAngles angles = rotary.angles(positions);
+  REQUIRE(angles.cos.sizes() == at::IntArrayRef({1, 1, 2, 12}));
+  const int axis[] = {0, 1, 1, 2, 2, 2};
+  for (int row = 0; row < 2; ++row) {
+    for (int i = 0; i < 12; ++i) {
+      const double n = static_cast<double>(positions[axis[i % 6]][row].item<std::int64_t>()) / 2.0;
+      const double angle = n * std::pow(500.0, -(i % 6) / 6.0);
+      CHECK(angles.cos[0][0][row][i].item<float>() == Approx(std::cos(angle)).margin(2e-6));
+      CHECK(angles.sin[0][0][row][i].item<float>() == Approx(std::sin(angle)).margin(2e-6));
+    }
+  }
+}
+
 TEST_CASE("the cache keeps what was appended when it grows", "[cache]") {
   DecoderConfig config;
   config.num_layers = 2;

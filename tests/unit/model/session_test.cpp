@@ -219,12 +219,11 @@ TEST_CASE("a follow-up continues the conversation in its caches", "[session][var
   whole.ids.insert(whole.ids.end(), first.tokens.begin(), first.tokens.end());
   whole.ids.insert(whole.ids.end(), second.prompt_tokens.begin(), second.prompt_tokens.end());
   whole.visual_spans = first.visual_spans;
-  const at::Tensor pixels =
-      preprocess_image(read_image(golden_folder() / "images/landscape.png"), model.config.image)
-          .unsqueeze(0);
+  const ProcessedImage image =
+      process_image(read_image(golden_folder() / "images/landscape.png"), model.config.image);
   Conversation conversation(model.decoder, 0);
   const at::Tensor logits =
-      conversation.prefill(whole, model.encode_images(pixels), second.var.params, 1);
+      conversation.prefill(whole, model.encode_images({image}), second.var.params, 1);
   const double error =
       ((logits - second.logits[0]).abs().max() / logits.abs().max()).item<double>();
   CAPTURE(error);
@@ -256,15 +255,14 @@ TEST_CASE("the token that ended an answer by length is a generated one in the fo
   Sequence prompt;
   prompt.ids = first.prompt_tokens;
   prompt.visual_spans = first.visual_spans;
-  const at::Tensor pixels =
-      preprocess_image(read_image(golden_folder() / "images/landscape.png"), model.config.image)
-          .unsqueeze(0);
+  const ProcessedImage image =
+      process_image(read_image(golden_folder() / "images/landscape.png"), model.config.image);
   Conversation conversation(model.decoder, 0);
-  conversation.prefill(prompt, model.encode_images(pixels), var, 4);
+  conversation.prefill(prompt, model.encode_images({image}), var, 4);
   for (const std::int64_t token : first.tokens) conversation.step(token, var);
   Sequence more;
   more.ids = follow.prompt_tokens;
-  const at::Tensor logits = conversation.prefill(more, at::Tensor(), var, 1);
+  const at::Tensor logits = conversation.prefill(more, {}, var, 1);
   CHECK(logits.argmax().item<std::int64_t>() == follow.tokens.front());
   CHECK_THROWS_AS(
       session.follow_up(second, [](std::string_view) -> bool { throw std::runtime_error("stop"); }),

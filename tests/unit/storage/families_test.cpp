@@ -92,7 +92,7 @@ TEST_CASE("sink dimensions are known for the two published language models only"
   json config = published_7b_config();
   const auto dims = [&]() -> std::optional<SinkDimensions> {
     const CheckpointFiles files = files_of(config);
-    return find_family(files).known_sink_dimensions(read(files));
+    return known_sink_dimensions(read(files).decoder);
   };
   REQUIRE(dims()->dims == Dims{1415, 2533});
   CHECK_THAT(dims()->source, Contains("Vicuna-7B"));
@@ -167,7 +167,7 @@ TEST_CASE("the original LLaVA config pads pictures and speaks vicuna_v1", "[fami
            config.visual_tokens == 576));
   REQUIRE((config.image.shortest_edge == 336 && config.checkpoint_dtype == "float16" &&
            config.stop_tokens == Dims{2}));
-  REQUIRE(find_family(files).known_sink_dimensions(config)->dims == Dims{1415, 2533});
+  REQUIRE(known_sink_dimensions(config.decoder)->dims == Dims{1415, 2533});
   REQUIRE(find_family(files).vision_folders(files) ==
           std::vector<std::string>{"vision_tower", "openai/clip-vit-large-patch14-336"});
 
@@ -227,9 +227,12 @@ TEST_CASE("a config that is not understood is refused by file, key and value", "
              Contains("expected a divisor of num_attention_heads 32"));
   CHECK_THAT(error_with("/text_config/num_hidden_layers", 1.5),
              Contains("num_hidden_layers: expected an integer"));
-  CHECK_THAT(error_with("/text_config/rope_scaling", json{{"type", "linear"}, {"factor", 2.0}}),
-             Contains("text_config: rope_scaling: type: expected default (no scaling of rotary "
-                      "embeddings), found \"linear\""));
+  CHECK_THAT(error_with("/text_config/rope_scaling",
+                        json{{"type", "mrope"}, {"mrope_section", {1, 2, 3}}}),
+             Contains("text_config: rope_scaling: type: expected default, linear or dynamic, found "
+                      "\"mrope\""));
+  CHECK_THAT(error_with("/text_config/rope_scaling", json{{"type", "linear"}, {"factor", 0.5}}),
+             Contains("rope_scaling: factor: expected a number of at least 1, found 0.5"));
   CHECK_THAT(error_with("/text_config/rope_parameters", json{{"rope_type", "llama3"}}),
              Contains("rope_type: expected default"));
   CHECK_THAT(error_with("/text_config/rms_norm_eps", 0),

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "libvar/error.h"
+#include "libvar/request.h"
 
 #include "catch.h"
 
@@ -49,10 +50,31 @@ TEST_CASE("images stand before the question unless it says where", "[text]") {
   CHECK(count_image_placeholders("<image><image>< image>") == 2);
 }
 
+TEST_CASE("vicuna_v1_nosys begins with a space", "[text]") {
+  const PromptStyle style = PromptStyle::kVicunaV1NoSystem;
+  CHECK(build_prompt(style, std::nullopt, "Hi", 1) == " USER: <image>\nHi ASSISTANT:");
+  CHECK(build_prompt(style, std::nullopt, "And now?", 0, false) == "</s>USER: And now? ASSISTANT:");
+}
+
+TEST_CASE("qwen2_vl wraps turns and images in special tokens", "[text]") {
+  const PromptStyle style = PromptStyle::kQwen2Vl;
+  const std::string image = "<|vision_start|><image><|vision_end|>";
+  const std::string end = "<|im_end|>\n<|im_start|>assistant\n";
+  CHECK(build_prompt(style, std::nullopt, "What is it?", 1) ==
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n" + image +
+            "What is it?" + end);
+  CHECK(build_prompt(style, "", "Hi", 0) == "<|im_start|>user\nHi" + end);
+  CHECK(build_prompt(style, "", "<image> or <image>?", 2) ==
+        "<|im_start|>user\n" + image + " or " + image + "?" + end);
+  CHECK(build_prompt(style, "Be brief.", "And now?", 0, false) ==
+        "<|im_end|>\n<|im_start|>user\nAnd now?" + end);
+}
+
 TEST_CASE("prompt styles are known by name", "[text]") {
-  for (PromptStyle style : {PromptStyle::kLlavaHf, PromptStyle::kVicunaV1}) {
-    CHECK(parse_prompt_style(to_string(style)) == style);
+  for (const std::string& name : prompt_styles()) {
+    CHECK(to_string(parse_prompt_style(name)) == name);
   }
+  CHECK(prompt_styles().front() == "llava_hf");
   CHECK_THROWS_AS(parse_prompt_style("auto"), ConfigError);
 }
 

@@ -1,0 +1,44 @@
+#include "families/tensor_specs.h"
+
+#include <c10/util/StringUtil.h>
+
+#include <utility>
+
+namespace libvar {
+
+void TensorSpecs::add(const std::string& name, std::vector<std::int64_t> shape) {
+  specs_.push_back({name, std::move(shape)});
+}
+
+void TensorSpecs::linear(const std::string& name, std::int64_t out, std::int64_t in, bool bias) {
+  add(name + ".weight", {out, in});
+  if (bias) add(name + ".bias", {out});
+}
+
+void TensorSpecs::layer_norm(const std::string& name, std::int64_t size) {
+  add(name + ".weight", {size});
+  add(name + ".bias", {size});
+}
+
+void TensorSpecs::decoder(const std::string& scope, const DecoderConfig& config) {
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t query = config.num_heads * config.head_dim;
+  const std::int64_t key_value = config.num_kv_heads * config.head_dim;
+  add(scope + "model.embed_tokens.weight", {config.vocab_size, hidden});
+  for (std::int64_t i = 0; i < config.num_layers; ++i) {
+    const std::string layer = c10::str(scope, "model.layers.", i, ".");
+    add(layer + "input_layernorm.weight", {hidden});
+    add(layer + "post_attention_layernorm.weight", {hidden});
+    linear(layer + "self_attn.q_proj", query, hidden, config.qkv_bias);
+    linear(layer + "self_attn.k_proj", key_value, hidden, config.qkv_bias);
+    linear(layer + "self_attn.v_proj", key_value, hidden, config.qkv_bias);
+    linear(layer + "self_attn.o_proj", hidden, query, config.output_bias);
+    linear(layer + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
+    linear(layer + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
+    linear(layer + "mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);
+  }
+  add(scope + "model.norm.weight", {hidden});
+  if (!config.tie_word_embeddings) add(scope + "lm_head.weight", {config.vocab_size, hidden});
+}
+
+}  // namespace libvar
