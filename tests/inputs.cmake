@@ -9,6 +9,7 @@ libvar_add_test(NAME inputs LABELS cpu sanitize
     unit/image/preprocess_test.cpp
     unit/image/resize_test.cpp
     unit/text/added_tokens_test.cpp
+    unit/text/byte_pair_test.cpp
     unit/text/golden_test.cpp
     unit/text/prompt_test.cpp
     unit/text/tokenizer_test.cpp

@@ -98,7 +98,7 @@ Checkpoint open_checkpoint(const std::filesystem::path& dir) {
   for (const char* name :
        {"config.json", "generation_config.json", "preprocessor_config.json",
         "processor_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
-        "special_tokens_map.json", "added_tokens.json"}) {
+        "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"}) {
     if (std::filesystem::exists(dir / name, ignored))
       out.files.emplace(name, read_text_file(dir / name));
   }

@@ -126,7 +126,6 @@ std::map<std::string, PublishedTensor> canonical_tensors(const Checkpoint& check
 }
 
 void check_tokenizer(const CheckpointFiles& files, const ModelConfig& config) {
-  if (files.count("tokenizer.model") == 0) throw ArchiveError("tokenizer.model is missing");
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(files);
   const std::int64_t rows = config.decoder.vocab_size;
   if (tokenizer->size() > rows) {

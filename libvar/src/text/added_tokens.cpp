@@ -40,11 +40,11 @@ std::int64_t parse_id(const std::string& text) {
 }
 
 /// transformers lets such tokens take white space beside them, or match whole words only.
-void check_plain(const json& token, const std::string& content) {
+void check_plain(const json& token, const std::string& content, const std::string& where) {
   for (const char* flag : {"lstrip", "rstrip", "single_word"}) {
     const auto value = token.find(flag);
     if (value != token.end() && *value != false) {
-      fail(kConfigFile, c10::str("token '", content, "' has ", flag, ", which is not supported"));
+      fail(where, c10::str("token '", content, "' has ", flag, ", which is not supported"));
     }
   }
 }
@@ -75,10 +75,30 @@ std::vector<std::string> special_texts(const json& object) {
 
 }  // namespace
 
+void AddedTokens::add_listed(const json& tokens, const std::string& where) {
+  if (!tokens.is_array()) fail(where, "added_tokens: expected a list");
+  for (const json& token : tokens) {
+    const auto content = token_text(token);
+    const auto id = token.is_object() ? token.value("id", json()) : json();
+    if (!content || !id.is_number_integer() || id < 0 || id > kMaxId)
+      fail(where, c10::str("added_tokens: expected content and id, found ", token.dump()));
+    check_plain(token, *content, where);
+    add({*content, id.get<std::int64_t>(), token.value("special", json(false)) == true,
+         token.value("normalized", json(false)) == true});
+  }
+}
+
 AddedTokens AddedTokens::read(
     const std::map<std::string, std::string>& files,
     const std::function<std::optional<std::int64_t>(std::string_view)>& piece_id) {
   AddedTokens tokens;
+  tokens.add_files(files, piece_id);
+  return tokens;
+}
+
+void AddedTokens::add_files(
+    const std::map<std::string, std::string>& files,
+    const std::function<std::optional<std::int64_t>(std::string_view)>& piece_id) {
   const json config = read_object(files, kConfigFile);
   json decoder = config.value("added_tokens_decoder", json::object());
   if (decoder.is_null()) decoder = json::object();
@@ -87,9 +107,9 @@ AddedTokens AddedTokens::read(
     const auto content = token_text(value);
     if (!content)
       fail(kConfigFile, c10::str("added_tokens_decoder: token ", key, " has no content"));
-    check_plain(value, *content);
-    tokens.add({*content, parse_id(key),
-                !value.is_object() || value.value("special", json(false)) == true});
+    check_plain(value, *content, kConfigFile);
+    add({*content, parse_id(key), !value.is_object() || value.value("special", json(false)) == true,
+         value.is_object() && value.value("normalized", json(false)) == true});
   }
   const json added = read_object(files, kAddedFile);
   for (const auto& [content, value] : added.items()) {
@@ -97,19 +117,18 @@ AddedTokens AddedTokens::read(
         value.get<std::int64_t>() > kMaxId) {
       fail(kAddedFile, c10::str("'", content, "': expected an id"));
     }
-    const AddedToken* known = tokens.find(content);
+    const AddedToken* known = find(content);
     if (known && known->id != value.get<std::int64_t>()) {
       fail(kAddedFile, c10::str("'", content, "' has id ", value.get<std::int64_t>(), ", but ",
                                 known->id, " in ", kConfigFile));
     }
-    tokens.add({content, value.get<std::int64_t>()});
+    add({content, value.get<std::int64_t>()});
   }
   for (const json& object : {config, read_object(files, kSpecialFile)}) {
     for (const std::string& text : special_texts(object)) {
-      if (const auto id = piece_id(text)) tokens.add({text, *id});
+      if (const auto id = piece_id(text)) add({text, *id});
     }
   }
-  return tokens;
 }
 
 void AddedTokens::add(AddedToken token) {
@@ -119,21 +138,24 @@ void AddedTokens::add(AddedToken token) {
   by_content_.emplace(token.content, std::move(token));
 }
 
-const AddedToken* AddedTokens::match(std::string_view text) const {
+const AddedToken* AddedTokens::match(std::string_view text, Which which) const {
   for (std::size_t length : lengths_) {
     if (length > text.size()) continue;
-    if (const AddedToken* token = find(text.substr(0, length))) return token;
+    const AddedToken* token = find(text.substr(0, length));
+    if (token == nullptr) continue;
+    if (which == Which::kAll || token->normalised == (which == Which::kNormalised)) return token;
   }
   return nullptr;
 }
 
-std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text) const {
+std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text, Which which) const {
   std::set<char> first_bytes;
   for (const auto& [content, token] : by_content_) first_bytes.insert(content.front());
   std::vector<Part> parts;
   std::size_t begin = 0;
   for (std::size_t at = 0; at < text.size();) {
-    const AddedToken* token = first_bytes.contains(text[at]) ? match(text.substr(at)) : nullptr;
+    const AddedToken* token =
+        first_bytes.contains(text[at]) ? match(text.substr(at), which) : nullptr;
     if (!token) {
       ++at;
       continue;

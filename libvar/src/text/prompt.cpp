@@ -28,8 +28,18 @@ constexpr std::string_view kVicunaSystem =
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions.";
 
+constexpr std::string_view kVilaLlama3System =
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language.";
+/// The multimodal model of 书生, by Shanghai AI Laboratory with SenseTime, called InternVL, a
+/// useful and harmless assistant: one full-width comma, one comma and a space, a full-width stop.
+constexpr std::string_view kInternVl2System =
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+    "是一个有用无害的人工智能助手。";
+
 // In the order of PromptStyle.
-constexpr std::array<Template, 4> kTemplates{{
+constexpr std::array<Template, 6> kTemplates{{
     {.style = PromptStyle::kLlavaHf,
      .name = "llava_hf",
      .after_system = " ",
@@ -52,6 +62,15 @@ constexpr std::array<Template, 4> kTemplates{{
      .before_question = "USER: ",
      .after_question = " ASSISTANT:",
      .image_separator = "\n"},
+    {.style = PromptStyle::kLlama3,
+     .name = "llama_3",
+     .system = kVilaLlama3System,
+     .before_system = "<|start_header_id|>system<|end_header_id|>\n\n",
+     .after_system = "<|eot_id|>",
+     .before_later_turn = "<|eot_id|>",
+     .before_question = "<|start_header_id|>user<|end_header_id|>\n\n",
+     .after_question = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+     .image_separator = "\n"},
     {.style = PromptStyle::kQwen2Vl,
      .name = "qwen2_vl",
      .system = "You are a helpful assistant.",
@@ -62,6 +81,17 @@ constexpr std::array<Template, 4> kTemplates{{
      .after_question = "<|im_end|>\n<|im_start|>assistant\n",
      .before_image = "<|vision_start|>",
      .after_image = "<|vision_end|>"},
+    {.style = PromptStyle::kInternLm2Chat,
+     .name = "internlm2_chat",
+     .system = kInternVl2System,
+     .before_system = "<|im_start|>system\n",
+     .after_system = "<|im_end|>",
+     .before_later_turn = "<|im_end|>",
+     .before_question = "<|im_start|>user\n",
+     .after_question = "<|im_end|><|im_start|>assistant\n",
+     .before_image = "<img>",
+     .after_image = "</img>",
+     .image_separator = "\n"},
 }};
 
 const Template& template_of(PromptStyle style) {

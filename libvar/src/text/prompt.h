@@ -7,9 +7,16 @@
 
 namespace libvar {
 
-enum class PromptStyle { kLlavaHf, kVicunaV1, kVicunaV1NoSystem, kQwen2Vl };
+enum class PromptStyle {
+  kLlavaHf,
+  kVicunaV1,
+  kVicunaV1NoSystem,
+  kLlama3,
+  kQwen2Vl,
+  kInternLm2Chat
+};
 
-/// "llava_hf", "vicuna_v1", "vicuna_v1_nosys", "qwen2_vl".
+/// "llava_hf", "vicuna_v1", "vicuna_v1_nosys", "llama_3", "qwen2_vl", "internlm2_chat".
 std::string_view to_string(PromptStyle style);
 
 /// @throws ConfigError  another name

@@ -7,7 +7,7 @@
 
 #include "libvar/error.h"
 #include "text/added_tokens.h"
-#include "text/tokenizer.h"
+#include "text/tokenizers.h"
 #include "text/utf8.h"
 
 namespace libvar {
@@ -162,7 +162,7 @@ class SentencePieceTokenizer : public Tokenizer {
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> load_tokenizer(const std::map<std::string, std::string>& files) {
+std::unique_ptr<Tokenizer> load_sentencepiece_tokenizer(const CheckpointTexts& files) {
   return std::make_unique<SentencePieceTokenizer>(files);
 }
 

@@ -70,6 +70,31 @@ TEST_CASE("qwen2_vl wraps turns and images in special tokens", "[text]") {
         "<|im_end|>\n<|im_start|>user\nAnd now?" + end);
 }
 
+TEST_CASE("internlm2_chat has no newline behind a turn", "[text]") {
+  const PromptStyle style = PromptStyle::kInternLm2Chat;
+  const std::string system =
+      "<|im_start|>"
+      "system\n你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+      "是一个有用无害的人工智能助手。<|im_end|>";
+  const std::string end = "<|im_end|><|im_start|>assistant\n";
+  CHECK(build_prompt(style, std::nullopt, "What is it?", 1) ==
+        system + "<|im_start|>user\n<img><image></img>\nWhat is it?" + end);
+  CHECK(build_prompt(style, "", "<image> or <image>?", 2) ==
+        "<|im_start|>user\n<img><image></img> or <img><image></img>?" + end);
+  CHECK(build_prompt(style, "", "And now?", 0, false) ==
+        "<|im_end|><|im_start|>user\nAnd now?" + end);
+}
+
+TEST_CASE("llama_3 has header blocks; the tokenizer puts the begin of text in front", "[text]") {
+  const PromptStyle style = PromptStyle::kLlama3;
+  const std::string user = "<|start_header_id|>user<|end_header_id|>\n\n";
+  const std::string end = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
+  CHECK(build_prompt(style, "Be brief.", "Hi", 1) ==
+        "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>" + user + "<image>\nHi" +
+            end);
+  CHECK(build_prompt(style, "", "And now?", 0, false) == "<|eot_id|>" + user + "And now?" + end);
+}
+
 TEST_CASE("prompt styles are known by name", "[text]") {
   for (const std::string& name : prompt_styles()) {
     CHECK(to_string(parse_prompt_style(name)) == name);

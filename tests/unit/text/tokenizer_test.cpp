@@ -140,7 +140,7 @@ TEST_CASE("the original layout's tokenizer has no image token", "[text]") {
 }
 
 TEST_CASE("a tokenizer that is missing or damaged is refused", "[text]") {
-  CHECK(message({}).starts_with("tokenizer.model is missing"));
+  CHECK(message({}).starts_with("the tokenizer is missing"));
   CHECK(message({{"tokenizer.model", "no model"}}).starts_with("tokenizer.model: "));
   Files files = golden_files();
   files["tokenizer.model"].resize(1000);
