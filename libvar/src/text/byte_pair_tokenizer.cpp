@@ -79,8 +79,13 @@ void read_merges(const json& merges, const std::string& where, Description& out)
 
 void read_model(const JsonFields& model, Description& out) {
   require(model, "type", model.text("type", "BPE") == "BPE", "BPE");
-  for (const char* key : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-                          "byte_fallback"}) {
+  if (!empty(model, "byte_fallback")) {
+    throw ArchiveError(
+        "tokenizer.model is missing: tokenizer.json describes a sentencepiece tokenizer, which is "
+        "read from there");
+  }
+  for (const char* key :
+       {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"}) {
     require(model, key, empty(model, key), "nothing: a byte-level model needs none");
   }
   read_vocabulary(model.at("vocab"), std::string(kFile) + ": model: vocab", out);
