@@ -8,6 +8,7 @@ libvar_add_test(NAME inputs LABELS cpu sanitize
     unit/image/picture_file_test.cpp
     unit/image/preprocess_test.cpp
     unit/image/resize_test.cpp
+    unit/image/sizes_test.cpp
     unit/text/added_tokens_test.cpp
     unit/text/byte_pair_test.cpp
     unit/text/golden_test.cpp

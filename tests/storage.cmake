@@ -7,6 +7,7 @@ libvar_add_test(NAME storage LABELS cpu sanitize
     unit/storage/archive_test.cpp
     unit/storage/convert_test.cpp
     unit/storage/families_test.cpp
+    unit/storage/further_families_test.cpp
     unit/storage/golden_layouts_test.cpp
     unit/storage/module_tree_test.cpp
     unit/storage/safetensors_test.cpp

@@ -69,7 +69,9 @@ DecoderConfig read_decoder(const JsonFields& text, const JsonFields& top,
       text.integer("intermediate_size", defaults.intermediate_size, 1, kMaxWidth);
   out.num_layers = text.integer("num_hidden_layers", defaults.num_layers, 1, kMaxLayers);
   out.num_heads = text.integer("num_attention_heads", defaults.num_heads, 1, kMaxWidth);
-  out.num_kv_heads = text.integer("num_key_value_heads", out.num_heads, 1, kMaxWidth);
+  out.num_kv_heads =
+      text.integer("num_key_value_heads",
+                   defaults.num_kv_heads > 0 ? defaults.num_kv_heads : out.num_heads, 1, kMaxWidth);
   if (out.num_heads % out.num_kv_heads != 0) {
     text.fail("num_key_value_heads",
               "a divisor of num_attention_heads " + std::to_string(out.num_heads));
@@ -118,7 +120,7 @@ std::int64_t read_feature_layer(const JsonFields& config, const std::string& key
 }
 
 std::vector<std::int64_t> read_stop_tokens(const CheckpointFiles& files, const JsonFields& config,
-                                           std::int64_t vocab_size) {
+                                           std::int64_t vocab_size, std::int64_t fallback) {
   const std::string key = "eos_token_id";
   const auto file = files.find("generation_config.json");
   if (file != files.end()) {
@@ -130,7 +132,7 @@ std::vector<std::int64_t> read_stop_tokens(const CheckpointFiles& files, const J
   if (config.has("text_config") && config.object("text_config").has(key)) {
     return config.object("text_config").integers(key, 0, vocab_size - 1);
   }
-  return {2};  // LlamaConfig
+  return {fallback};
 }
 
 std::string read_dtype(const JsonFields& fields) {

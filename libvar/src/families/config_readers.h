@@ -37,9 +37,9 @@ Activation read_activation(const JsonFields& fields, const std::string& key,
 std::int64_t read_feature_layer(const JsonFields& config, const std::string& key,
                                 std::int64_t fallback, std::int64_t num_layers);
 
-/// eos_token_id of generation_config.json, of config.json or of its text_config; 2 where none is.
+/// eos_token_id of generation_config.json, of config.json or of its text_config; else the fallback.
 std::vector<std::int64_t> read_stop_tokens(const CheckpointFiles& files, const JsonFields& config,
-                                           std::int64_t vocab_size);
+                                           std::int64_t vocab_size, std::int64_t fallback);
 
 /// dtype or torch_dtype; "" where there is none.
 std::string read_dtype(const JsonFields& fields);

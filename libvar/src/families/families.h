@@ -7,4 +7,10 @@ namespace libvar {
 /// LLaVA-1.5: the Hugging Face layouts A, B and C, and the original one.
 const Family& llava_family();
 
+/// Qwen2-VL: as published, and as transformers 5 writes it.
+const Family& qwen2_vl_family();
+
+/// InternVL2: InternVLChatModel as published, and transformers' own `internvl`.
+const Family& internvl_family();
+
 }  // namespace libvar

@@ -119,6 +119,16 @@ std::vector<double> JsonFields::numbers(const std::string& key) const {
   return out;
 }
 
+std::vector<std::string> JsonFields::texts(const std::string& key) const {
+  std::vector<std::string> out;
+  if (!at(key).is_array()) fail(key, "a list of texts");
+  for (const nlohmann::json& item : at(key)) {
+    if (!item.is_string()) fail(key, "a list of texts");
+    out.push_back(item.get<std::string>());
+  }
+  return out;
+}
+
 JsonFields JsonFields::object(const std::string& key) const {
   if (!at(key).is_object()) fail(key, "an object in braces");
   return {at(key), where_ + ": " + key};

@@ -41,6 +41,7 @@ class JsonFields {
   std::vector<std::int64_t> integers(const std::string& key, std::int64_t least,
                                      std::int64_t most) const;
   std::vector<double> numbers(const std::string& key) const;
+  std::vector<std::string> texts(const std::string& key) const;
   JsonFields object(const std::string& key) const;
 
   /// @throws ArchiveError  "where: key: expected ..., found ..."

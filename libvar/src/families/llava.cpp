@@ -3,9 +3,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "families/clip_processor.h"
 #include "families/config_readers.h"
 #include "families/families.h"
+#include "families/image_processors.h"
 #include "families/json_fields.h"
 #include "families/llava_names.h"
 #include "libvar/error.h"
@@ -59,23 +59,6 @@ VisionConfig clip_336_tower() {
   return out;
 }
 
-/// preprocessor_config.json, or where transformers 5 keeps the same.
-std::optional<ImageProcessorConfig> read_processor(const CheckpointFiles& files,
-                                                   std::int64_t image_size) {
-  for (const char* name : {"preprocessor_config.json", "vision_tower/preprocessor_config.json"}) {
-    const auto file = files.find(name);
-    if (file == files.end()) continue;
-    return read_clip_processor(JsonFields::parse(file->second, name), name, image_size);
-  }
-  const auto file = files.find("processor_config.json");
-  if (file == files.end()) return {};
-  const nlohmann::json json = JsonFields::parse(file->second, file->first);
-  if (!JsonFields(json, file->first).has("image_processor")) return {};
-  JsonFields(json, file->first).object("image_processor");
-  return read_clip_processor(json.at("image_processor"), file->first + ": image_processor",
-                             image_size);
-}
-
 void read_hf(const CheckpointFiles& files, const JsonFields& config, ModelConfig& out) {
   const JsonFields text = config.object("text_config");
   if (text.text("model_type", "llama") != "llama") text.fail("model_type", "llama");
@@ -94,9 +77,7 @@ void read_hf(const CheckpointFiles& files, const JsonFields& config, ModelConfig
   out.checkpoint_dtype = read_dtype(config);
   if (out.checkpoint_dtype.empty()) out.checkpoint_dtype = read_dtype(text);
   out.prompt_style = PromptStyle::kLlavaHf;
-  const auto processor = read_processor(files, out.vision.image_size);
-  if (!processor) throw ArchiveError("preprocessor_config.json is missing");
-  out.image = *processor;
+  out.image = read_clip_processor(require_processor(files).fields(), out.vision.image_size);
 }
 
 void read_original(const CheckpointFiles& files, const JsonFields& config, ModelConfig& out) {
@@ -123,10 +104,9 @@ void read_original(const CheckpointFiles& files, const JsonFields& config, Model
   if (config.boolean("mm_use_im_start_end", false)) config.fail("mm_use_im_start_end", "false");
   out.checkpoint_dtype = read_dtype(config);
   out.prompt_style = PromptStyle::kVicunaV1;
-  const auto processor = read_processor(files, out.vision.image_size);
-  if (!processor && !names_clip_336(config))
-    throw ArchiveError("preprocessor_config.json is missing");
-  out.image = processor.value_or(clip_336_processor());
+  out.image = names_clip_336(config) && !find_processor(files)
+                  ? clip_336_processor()
+                  : read_clip_processor(require_processor(files).fields(), out.vision.image_size);
   const std::string ratio = config.text("image_aspect_ratio", "square");
   if (ratio != "pad" && ratio != "square") config.fail("image_aspect_ratio", "pad or square");
   out.image.mode = ratio == "pad" ? ImageMode::kPad : ImageMode::kCrop;
@@ -158,7 +138,7 @@ class LlavaFamily : public Family {
           "mm_vision_tower (the original "
           "LLaVA layout), found none of them");
     }
-    out.stop_tokens = read_stop_tokens(files, config, out.decoder.vocab_size);
+    out.stop_tokens = read_stop_tokens(files, config, out.decoder.vocab_size, 2);
     const std::int64_t side = out.vision.image_size / out.vision.patch_size;
     out.visual_tokens = side * side + (out.vision.drop_class_token ? 0 : 1);
     return out;

@@ -15,7 +15,8 @@ std::vector<CanonicalTensor> Family::canonical_tensors(const std::string& name,
 }
 
 const Family& find_family(const CheckpointFiles& files) {
-  const std::array<const Family*, 1> families{&llava_family()};
+  const std::array<const Family*, 3> families{&llava_family(), &qwen2_vl_family(),
+                                              &internvl_family()};
   const auto config = files.find("config.json");
   if (config == files.end()) throw ArchiveError("config.json is missing");
   const nlohmann::json json = JsonFields::parse(config->second, "config.json");

@@ -41,4 +41,12 @@ void TensorSpecs::decoder(const std::string& scope, const DecoderConfig& config)
   if (!config.tie_word_embeddings) add(scope + "lm_head.weight", {config.vocab_size, hidden});
 }
 
+void TensorSpecs::merging_projector(const VisionConfig& vision, std::int64_t out_features) {
+  const std::string projector = "multi_modal_projector.";
+  const std::int64_t merged = vision.hidden_size * vision.merge_size * vision.merge_size;
+  layer_norm(projector + "layer_norm", merged);
+  linear(projector + "linear_1", out_features, merged, true);
+  linear(projector + "linear_2", out_features, out_features, true);
+}
+
 }  // namespace libvar

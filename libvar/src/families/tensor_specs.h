@@ -19,6 +19,9 @@ class TensorSpecs {
   /// The tensors of a Decoder: scope + "model.layers.0..." and scope + "lm_head.weight".
   void decoder(const std::string& scope, const DecoderConfig& config);
 
+  /// The tensors of a MergingProjector: "multi_modal_projector.layer_norm.weight", ...
+  void merging_projector(const VisionConfig& vision, std::int64_t out_features);
+
   std::vector<TensorSpec> take() { return std::move(specs_); }
 
  private:

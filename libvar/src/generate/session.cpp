@@ -24,8 +24,6 @@
 namespace libvar {
 namespace {
 
-constexpr std::int64_t kMostTiles = 128;
-
 class Stopwatch {
  public:
   double ms() const {
@@ -65,9 +63,10 @@ ImageProcessorConfig image_config(const Request& request, ImageProcessorConfig c
       refuse_option("min_pixels, max_pixels", "take pictures of any size", config.mode);
     config.min_pixels = request.min_pixels.value_or(config.min_pixels);
     config.max_pixels = request.max_pixels.value_or(config.max_pixels);
-    if (config.min_pixels < 1 || config.max_pixels < config.min_pixels) {
-      throw ConfigError(c10::str("Request: expected 1 <= min_pixels <= max_pixels, got ",
-                                 config.min_pixels, " and ", config.max_pixels));
+    if (config.min_pixels < 1 || config.max_pixels < config.min_pixels ||
+        config.max_pixels > kMostPixels) {
+      throw ConfigError(c10::str("Request: expected 1 <= min_pixels <= max_pixels <= ", kMostPixels,
+                                 ", got ", config.min_pixels, " and ", config.max_pixels));
     }
   }
   return config;

@@ -15,6 +15,10 @@ enum class ImageMode {
   kDynamic,  ///< to multiples of patch_size * merge_size near its own size
 };
 
+/// Bounds of what a checkpoint or a request may ask for.
+inline constexpr std::int64_t kMostTiles = 128;
+inline constexpr std::int64_t kMostPixels = std::int64_t{1} << 28;
+
 /// "crop", "pad", "resize", "tiles" or "dynamic".
 std::string_view to_string(ImageMode mode);
 

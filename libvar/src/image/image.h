@@ -22,6 +22,9 @@ at::Tensor decode_image(std::string_view bytes, const std::string& name, bool ex
 /// read_image, or a copy of the pixels after a check of their size.
 at::Tensor to_tensor(const ImageSource& source, bool exif_rotation = true);
 
+/// @throws c10::TypeError, c10::ValueError  not uint8 [H, W, 3] with at least one pixel
+void check_picture(const at::Tensor& image);
+
 /// Bicubic resize with antialiasing, bit for bit that of Pillow before 13.0 (horizontal pass
 /// first).
 /// @param image  uint8 [H, W, 3]

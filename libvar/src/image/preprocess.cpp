@@ -17,14 +17,6 @@ namespace {
 
 constexpr std::int64_t kMaxCanvasSide = 16384;  // of a picture padded to a square
 
-void check_picture(const at::Tensor& image) {
-  TORCH_CHECK_TYPE(image.scalar_type() == at::kByte, "image: expected uint8, got ",
-                   image.scalar_type());
-  TORCH_CHECK_VALUE(
-      image.dim() == 3 && image.size(2) == 3 && image.size(0) > 0 && image.size(1) > 0,
-      "image: expected [H, W, 3], got ", image.sizes());
-}
-
 std::int64_t floor_half(std::int64_t value) {
   return value >= 0 ? value / 2 : -((1 - value) / 2);
 }
@@ -83,6 +75,14 @@ std::array<std::array<float, 256>, 3> level_values(const ImageProcessorConfig& c
 
 }  // namespace
 
+void check_picture(const at::Tensor& image) {
+  TORCH_CHECK_TYPE(image.scalar_type() == at::kByte, "image: expected uint8, got ",
+                   image.scalar_type());
+  TORCH_CHECK_VALUE(
+      image.dim() == 3 && image.size(2) == 3 && image.size(0) > 0 && image.size(1) > 0,
+      "image: expected [H, W, 3], got ", image.sizes());
+}
+
 std::string_view to_string(ImageMode mode) {
   switch (mode) {
     case ImageMode::kCrop:
@@ -138,20 +138,6 @@ at::Tensor normalise(const at::Tensor& levels, const ImageProcessorConfig& confi
     for (std::int64_t c = 0; c < 3; ++c) value[c * pixels + i] = values[c][level[3 * i + c]];
   }
   return out;
-}
-
-ProcessedImage process_image(const at::Tensor& image, const ImageProcessorConfig& config) {
-  check_picture(image);
-  switch (config.mode) {
-    case ImageMode::kCrop:
-    case ImageMode::kPad:
-      return {normalise(resize_and_fit(image, config), config).unsqueeze(0)};
-    case ImageMode::kResize:
-    case ImageMode::kTiles:
-    case ImageMode::kDynamic:
-      break;
-  }
-  TORCH_CHECK_VALUE(false, "image: mode ", to_string(config.mode), " is not supported");
 }
 
 }  // namespace libvar

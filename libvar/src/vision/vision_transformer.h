@@ -3,23 +3,46 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "vision/config.h"
+#include "vision/transformer_layer.h"
 #include "weights.h"
 
 namespace libvar {
 
-/// CLIP's vision transformer, up to the layer whose output is used as image features.
+/// What the tensors of a VisionTransformer are called; a part without a name is not there.
+struct VisionTransformerNames {
+  const char* patches;  ///< of the convolution: .weight, and .bias with patch_bias
+  bool patch_bias = false;
+  const char* class_token = nullptr;
+  const char* positions;
+  /// Class token and positions are parameters of their own, with leading dimensions of 1.
+  bool leading_ones = false;
+  const char* pre_norm = nullptr;
+  const char* layers;  ///< before the number of a layer
+  TransformerLayerNames layer = kClipLayerNames;
+};
+
+/// openai/clip-vit-large-patch14-336: a class token, a norm before the first layer.
+extern const VisionTransformerNames kClipNames;
+/// google/siglip: no class token, a bias in the convolution.
+extern const VisionTransformerNames kSiglipNames;
+/// InternViT in transformers' own layout: a class token, a bias in the convolution, layer scale.
+extern const VisionTransformerNames kInternVitNames;
+
+/// A vision transformer over tiles of one size, up to the layer whose output is used as image
+/// features.
 ///
-/// Source: openai/clip-vit-large-patch14-336 as transformers runs it: convolution without bias over
-/// patches in row-major order, class embedding in front, positions, pre_layrnorm, pre-norm layers;
-/// no norm behind the last layer that is run.
-class ClipTower {
+/// Source: CLIP, SigLIP and InternViT as transformers runs them: convolution over patches in
+/// row-major order, class token in front, positions, pre-norm layers; no norm behind the last layer
+/// that is run.
+class VisionTransformer {
  public:
-  /// @param weights  names relative to the tower ("embeddings.class_embedding",
-  /// "encoder.layers.0...")
-  ClipTower(const VisionConfig& config, const WeightReader& weights);
+  /// @param weights  names relative to the tower
+  VisionTransformer(const VisionConfig& config, const VisionTransformerNames& names,
+                    const WeightReader& weights);
 
   /// Image features.
   /// @param pixels  [N, 3, S, S] of any floating dtype, on any device; S is the tower's image size
@@ -27,29 +50,13 @@ class ClipTower {
   at::Tensor operator()(const at::Tensor& pixels) const;
 
  private:
-  struct Norm {
-    at::Tensor weight, bias;
-  };
-
-  struct Layer {
-    Layer(const VisionConfig& config, const WeightReader& weights);
-
-    Norm norm1, norm2;
-    ProjectionGroup query_key_value;
-    Linear attention_out, fc1, fc2;
-  };
-
-  static Norm read_norm(const VisionConfig& config, const WeightReader& weights,
-                        const std::string& name);
-  at::Tensor normalise(const Norm& norm, const at::Tensor& hidden) const;
-  at::Tensor attend(const Layer& layer, const at::Tensor& normed) const;
-
   VisionConfig config_;
-  at::Tensor patch_weight_;     // [D, 3, P, P]
-  at::Tensor class_embedding_;  // [D]
-  at::Tensor positions_;        // [1 + patches, D]
-  Norm pre_norm_;
-  std::vector<Layer> layers_;
+  at::Tensor patch_weight_;  // [D, 3, P, P]
+  std::optional<at::Tensor> patch_bias_;
+  at::Tensor class_token_;  // [D], or undefined
+  at::Tensor positions_;    // [tokens, D]
+  std::optional<LayerNorm> pre_norm_;
+  std::vector<TransformerLayer> layers_;
 };
 
 }  // namespace libvar

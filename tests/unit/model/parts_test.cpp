@@ -1,7 +1,11 @@
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/eye.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/layer_norm.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
@@ -17,8 +21,8 @@
 #include "resource_errors.h"
 #include "unit/model/tiny_decoder.h"
 #include "vision/activation.h"
-#include "vision/clip_tower.h"
 #include "vision/projector.h"
+#include "vision/vision_transformer.h"
 
 using namespace libvar;
 using namespace libvar::testing;
@@ -276,7 +280,7 @@ TEST_CASE("the CLIP tower equals loops over its equations", "[vision]") {
   for (const bool fuse : {false, true}) {
     ComputeTarget target;
     target.fuse_projections = fuse;
-    const ClipTower tower(config, WeightReader(tensors, target));
+    const VisionTransformer tower(config, kClipNames, WeightReader(tensors, target));
     const at::Tensor features = tower(pixels);
     REQUIRE(features.sizes() == at::IntArrayRef({2, 9, 12}));
     for (int image = 0; image < 2; ++image) {
@@ -294,12 +298,13 @@ TEST_CASE("the CLIP tower keeps its class token where the model uses it", "[visi
   VisionConfig config = tiny_vision();
   const TensorMap tensors = tiny_vision_tensors(config);
   const at::Tensor pixels = random_tensor({1, 3, 12, 12}, 56);
-  const at::Tensor without = ClipTower(config, WeightReader(tensors, ComputeTarget()))(pixels);
+  const WeightReader weights(tensors, ComputeTarget());
+  const at::Tensor without = VisionTransformer(config, kClipNames, weights)(pixels);
   config.drop_class_token = false;
-  const at::Tensor with = ClipTower(config, WeightReader(tensors, ComputeTarget()))(pixels);
+  const at::Tensor with = VisionTransformer(config, kClipNames, weights)(pixels);
   CHECK(with.size(1) == 10);
   CHECK(at::equal(with.narrow(1, 1, 9), without));
-  CHECK_THROWS_AS(ClipTower(config, WeightReader(tensors, ComputeTarget()))(pixels.narrow(2, 0, 8)),
+  CHECK_THROWS_AS(VisionTransformer(config, kClipNames, weights)(pixels.narrow(2, 0, 8)),
                   InputError);
 }
 
@@ -325,6 +330,36 @@ TEST_CASE("the projector is linear, activation, linear", "[vision]") {
     CHECK(y[i].item<double>() == Approx(dot(tensors["linear_2.weight"][i], inner) +
                                         tensors["linear_2.bias"][i].item<double>())
                                      .margin(1e-5));
+  }
+}
+
+TEST_CASE("patches are merged row by row, or down the columns", "[vision]") {
+  VisionConfig config;
+  config.hidden_size = 1;
+  config.image_size = 3;  // 3 x 3 patches, filled with zeros to 4 x 4
+  config.patch_size = 1;
+  config.merge_size = 2;
+  TensorMap tensors{{"layer_norm.weight", at::ones({4})},
+                    {"layer_norm.bias", at::zeros({4})},
+                    {"linear_1.weight", at::eye(4)},
+                    {"linear_1.bias", at::full({4}, 9.0)},  // GELU is the identity there
+                    {"linear_2.weight", at::eye(4)},
+                    {"linear_2.bias", at::full({4}, -9.0)}};
+  const at::Tensor features = at::arange(1, 10, at::kFloat).view({1, 9, 1});
+  const auto token = [](std::vector<float> values) {
+    return at::layer_norm(at::tensor(values), {4}, {}, {}, 1e-5);
+  };
+  const std::vector<at::Tensor> expected{token({1, 2, 4, 5}), token({3, 0, 6, 0}),
+                                         token({7, 8, 0, 0}), token({9, 0, 0, 0})};
+  for (const bool transposed : {false, true}) {
+    config.transposed_merge = transposed;
+    const MergingProjector projector(config, 4, WeightReader(tensors, ComputeTarget()));
+    const at::Tensor merged = projector(features);
+    REQUIRE(merged.sizes() == at::IntArrayRef({1, 4, 4}));
+    for (int i = 0; i < 4; ++i) {
+      const at::Tensor& right = expected[transposed ? std::size_t{0} + i % 2 * 2 + i / 2 : i];
+      CHECK((merged[0][i] - right).abs().max().item<float>() < 1e-5f);
+    }
   }
 }
 
