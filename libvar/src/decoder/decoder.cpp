@@ -46,6 +46,12 @@ Decoder::Decoder(const DecoderConfig& config, const std::vector<std::int64_t>& s
   }
 }
 
+Decoder Decoder::with_sink_dims(const std::vector<std::int64_t>& sink_dims) const {
+  Decoder other = *this;
+  other.sink_dims_ = at::tensor(sink_dims, at::kLong).to(target_.device);
+  return other;
+}
+
 at::Tensor Decoder::embed(const at::Tensor& ids) const {
   return at::embedding(embedding_, ids.to(target_.device));
 }
@@ -106,6 +112,7 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
     const bool changes = may_change(i, pass.var);
     auto [normed, phi] = norm(layer.input_norm, sink_dims_);  // phi of the layer's input
     store_sink_scores(i, hidden, phi, pass, cache);
+    if (pass.observer) pass.observer(i, hidden);
     delta = layer.attention(normed, attention_pass, changes ? pass.var.rule() : off,
                             changes && selected.defined() ? selected.select(0, i) : at::Tensor(),
                             cache);

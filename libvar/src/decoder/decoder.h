@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "decoder/attention.h"
@@ -13,6 +14,10 @@
 #include "weights.h"
 
 namespace libvar {
+
+/// Gets the residual stream [B, Q, D] at the input of each layer, before its norm. The layer
+/// changes it in place afterwards: what is to be kept must be copied.
+using LayerObserver = std::function<void(std::int64_t layer, const at::Tensor& hidden)>;
 
 /// How one pass over some positions is to be computed.
 struct DecoderPass {
@@ -27,6 +32,7 @@ struct DecoderPass {
   std::int64_t last_rows = 1;  ///< so many rows at the end are wanted
   at::Tensor selected_rows;    ///< [layers] int64 on the device, or undefined; gets the changed
                                ///< (head, row) pairs added
+  LayerObserver observer;      ///< called for every layer, or empty
 };
 
 /// A Llama-like decoder: embeddings, layers, final norm and head.
@@ -39,6 +45,9 @@ class Decoder {
   /// @param sink_dims  sink dimensions of these weights; empty: phi is 0
   Decoder(const DecoderConfig& config, const std::vector<std::int64_t>& sink_dims,
           const WeightReader& weights);
+
+  /// The same weights, shared, with other sink dimensions.
+  Decoder with_sink_dims(const std::vector<std::int64_t>& sink_dims) const;
 
   /// Embeddings of token ids, fresh storage. [N] int64 -> [N, D]
   at::Tensor embed(const at::Tensor& ids) const;

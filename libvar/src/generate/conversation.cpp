@@ -73,6 +73,7 @@ at::Tensor Conversation::run(const at::Tensor& embeddings, const at::Tensor& pos
   pass.var = var;
   pass.generated = generated;
   pass.selected_rows = selected_rows_;
+  pass.observer = observer_;
   return (*decoder_)(embeddings, pass, cache_);
 }
 

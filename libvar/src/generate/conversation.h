@@ -20,6 +20,9 @@ class Conversation {
   /// @param prefill_chunk  most rows of a prompt computed at once; 0: all
   Conversation(const Decoder& decoder, std::int64_t prefill_chunk);
 
+  /// Lets `observer` see the hidden states of every later pass; empty: none does.
+  void observe(LayerObserver observer) { observer_ = std::move(observer); }
+
   /// Forgets every position.
   void clear();
 
@@ -56,6 +59,7 @@ class Conversation {
 
   const Decoder* decoder_;
   std::int64_t prefill_chunk_;
+  LayerObserver observer_;
   KvCache cache_;
   std::vector<std::pair<std::int64_t, std::int64_t>> visual_spans_;
   std::int64_t next_position_ = 0;  // of the next token; not its index where images are smaller

@@ -13,13 +13,11 @@
 
 #include "device.h"
 #include "generate/conversation.h"
-#include "generate/prompt_ids.h"
+#include "generate/prepare_prompt.h"
 #include "generate/sampler.h"
-#include "image/image.h"
 #include "libvar/error.h"
 #include "loaded_model.h"
 #include "resource_errors.h"
-#include "text/prompt.h"
 
 namespace libvar {
 namespace {
@@ -35,43 +33,6 @@ class Stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
-[[noreturn]] void refuse_option(const char* option, const char* needed, ImageMode mode) {
-  throw ConfigError(c10::str("Request: ", option, " is for models that ", needed,
-                             "; the image mode of this one is ", to_string(mode)));
-}
-
-ImageProcessorConfig image_config(const Request& request, ImageProcessorConfig config) {
-  const bool crops = config.mode == ImageMode::kCrop || config.mode == ImageMode::kPad;
-  if (request.image_mode == "crop" || request.image_mode == "pad") {
-    if (!crops) refuse_option("image_mode", "crop or pad", config.mode);
-    config.mode = request.image_mode == "crop" ? ImageMode::kCrop : ImageMode::kPad;
-  } else if (request.image_mode != "auto") {
-    throw ConfigError(
-        c10::str("Request: image_mode must be auto, crop or pad, got '", request.image_mode, "'"));
-  }
-  if (request.max_tiles) {
-    if (config.mode != ImageMode::kTiles)
-      refuse_option("max_tiles", "cut pictures into tiles", config.mode);
-    config.max_tiles = *request.max_tiles;
-    if (config.max_tiles < config.min_tiles || config.max_tiles > kMostTiles) {
-      throw ConfigError(c10::str("Request: max_tiles must be in [", config.min_tiles, ", ",
-                                 kMostTiles, "], got ", config.max_tiles));
-    }
-  }
-  if (request.min_pixels || request.max_pixels) {
-    if (config.mode != ImageMode::kDynamic)
-      refuse_option("min_pixels, max_pixels", "take pictures of any size", config.mode);
-    config.min_pixels = request.min_pixels.value_or(config.min_pixels);
-    config.max_pixels = request.max_pixels.value_or(config.max_pixels);
-    if (config.min_pixels < 1 || config.max_pixels < config.min_pixels ||
-        config.max_pixels > kMostPixels) {
-      throw ConfigError(c10::str("Request: expected 1 <= min_pixels <= max_pixels <= ", kMostPixels,
-                                 ", got ", config.min_pixels, " and ", config.max_pixels));
-    }
-  }
-  return config;
-}
-
 /// The settings as the decoder reads them.
 VarParams resolve(const Request& request, const LoadedModel& model) {
   VarParams params = request.var;
@@ -84,9 +45,8 @@ VarParams resolve(const Request& request, const LoadedModel& model) {
   }
   if (params.enabled && model.manifest.sink_dimensions.dims.empty()) {
     throw ConfigError(
-        "VarParams: enabled, but no sink dimensions are known for this model; convert it with its "
-        "sink dimensions or "
-        "set enabled to false");
+        "VarParams: enabled, but no sink dimensions are known for this model; find them "
+        "(discover_sink_dimensions, `var sinks discover`) or set enabled to false");
   }
   return params;
 }
@@ -138,16 +98,15 @@ class Session::State {
     caches_changed_ = false;
     validate(request.generation);
     const VarParams var = resolve(request, loaded_);
-    const ImageProcessorConfig processor = image_config(request, loaded_.config.image);
-    const std::vector<std::int64_t> ids = prompt_ids(request);
     const Stopwatch vision_time;
-    const std::vector<ProcessedImage> images = process_images(request, processor);
-    const Sequence prompt = build_sequence(ids, images);
+    const PreparedPrompt prepared =
+        prepare_prompt(loaded_, request, /*first_turn=*/conversation_.length() == 0);
+    const Sequence& prompt = prepared.sequence;
     const std::int64_t max_new_tokens = room_for_answer(prompt, request.generation.max_new_tokens);
 
     Answer answer;
     answer.prompt_tokens = prompt.ids;
-    const std::vector<at::Tensor> features = loaded_.encode_images(images);
+    const std::vector<at::Tensor> features = loaded_.encode_images(prepared.images);
     synchronize(loaded_.target.device);
     answer.timing.vision_ms = vision_time.ms();
 
@@ -165,47 +124,6 @@ class Session::State {
     answer.timing.peak_memory_bytes = peak_memory_bytes(loaded_.target.device);
     caches_changed_ = false;
     return answer;
-  }
-
-  /// One image token at each place of an image.
-  std::vector<std::int64_t> prompt_ids(const Request& request) const {
-    const bool first_turn = conversation_.length() == 0;
-    const auto num_images = static_cast<std::int64_t>(request.images.size());
-    std::string text;
-    if (request.raw_prompt) {
-      text = *request.raw_prompt;
-      if (const std::int64_t places = count_image_placeholders(text); places != num_images) {
-        throw InputError(
-            c10::str("prompt: ", places, " <image> places, but ", num_images, " images"));
-      }
-    } else {
-      const PromptStyle style = request.prompt_style == "auto"
-                                    ? loaded_.config.prompt_style
-                                    : parse_prompt_style(request.prompt_style);
-      text = build_prompt(style, request.system, request.question, num_images, first_turn);
-    }
-    std::vector<std::int64_t> ids =
-        encode_prompt(*loaded_.tokenizer, text, first_turn, loaded_.image_token());
-    if (ids.empty()) throw InputError("prompt: it is empty");
-    return ids;
-  }
-
-  static std::vector<ProcessedImage> process_images(const Request& request,
-                                                    const ImageProcessorConfig& processor) {
-    std::vector<ProcessedImage> out;
-    out.reserve(request.images.size());
-    for (const ImageSource& source : request.images) {
-      out.push_back(process_image(to_tensor(source, request.exif_rotation), processor));
-    }
-    return out;
-  }
-
-  Sequence build_sequence(const std::vector<std::int64_t>& ids,
-                          const std::vector<ProcessedImage>& images) const {
-    std::vector<VisualSize> sizes;
-    sizes.reserve(images.size());
-    for (const ProcessedImage& image : images) sizes.push_back(loaded_.visual_size(image));
-    return expand_image_tokens(ids, loaded_.image_token(), sizes);
   }
 
   /// Tokens that can be generated before the context ends.
