@@ -26,6 +26,9 @@ class LoadedModel {
               std::unique_ptr<Tokenizer> model_tokenizer, const TensorMap& tensors,
               const ComputeTarget& compute_target, const ProgressCallback& on_progress);
 
+  /// The same weights, shared, with other sink dimensions.
+  LoadedModel(const LoadedModel& other, SinkDimensions sink_dimensions);
+
   /// Image features as the decoder's embeddings, [visual tokens, D] for each image.
   std::vector<at::Tensor> encode_images(const std::vector<ProcessedImage>& images) const {
     return vision_->encode(images);
@@ -42,7 +45,7 @@ class LoadedModel {
 
   const ModelConfig config;
   const ArchiveManifest manifest;
-  const std::unique_ptr<const Tokenizer> tokenizer;
+  const std::shared_ptr<const Tokenizer> tokenizer;
   const ComputeTarget target;
   const Decoder decoder;
   double load_ms = 0;
@@ -51,7 +54,7 @@ class LoadedModel {
   LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
               std::unique_ptr<Tokenizer> model_tokenizer, const WeightReader& weights);
 
-  std::unique_ptr<const VisionEncoder> vision_;
+  std::shared_ptr<const VisionEncoder> vision_;
 };
 
 }  // namespace libvar

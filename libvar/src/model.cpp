@@ -12,6 +12,7 @@
 #include "device.h"
 #include "families/family.h"
 #include "families/json_fields.h"
+#include "families/sink_dimensions.h"
 #include "libvar/error.h"
 #include "loaded_model.h"
 #include "resource_errors.h"
@@ -67,6 +68,11 @@ std::unique_ptr<Tokenizer> read_tokenizer(const Archive& archive) {
   }
 }
 
+ArchiveManifest with_sinks(ArchiveManifest manifest, SinkDimensions sinks) {
+  manifest.sink_dimensions = std::move(sinks);
+  return manifest;
+}
+
 std::unique_ptr<LoadedModel> load_archive(const std::filesystem::path& path,
                                           const LoadOptions& options) {
   const at::Device device = parse_device(options.device);
@@ -109,6 +115,15 @@ LoadedModel::LoadedModel(ModelConfig model_config, ArchiveManifest archive_manif
       decoder(config.decoder, manifest.sink_dimensions.dims, weights.scope(config.decoder_scope)),
       vision_(make_vision_encoder(config.vision, config.decoder.hidden_size, weights)) {}
 
+LoadedModel::LoadedModel(const LoadedModel& other, SinkDimensions sink_dimensions)
+    : config(other.config),
+      manifest(with_sinks(other.manifest, std::move(sink_dimensions))),
+      tokenizer(other.tokenizer),
+      target(other.target),
+      decoder(other.decoder.with_sink_dims(manifest.sink_dimensions.dims)),
+      load_ms(other.load_ms),
+      vision_(other.vision_) {}
+
 std::int64_t LoadedModel::image_token() const {
   return config.image_token_id.value_or(kNoImageToken);
 }
@@ -136,6 +151,20 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path,
         std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
     return std::shared_ptr<const Model>(new Model(std::move(loaded)));
   });
+}
+
+std::shared_ptr<const Model> Model::with_sink_dimensions(const std::vector<std::int64_t>& dims,
+                                                         const std::string& source) const {
+  const c10::InferenceMode inference;
+  check_sink_dimensions(dims, loaded_->config.decoder.hidden_size);
+  return with_resource_errors("model", [&] {
+    return std::shared_ptr<const Model>(
+        new Model(std::make_unique<LoadedModel>(*loaded_, SinkDimensions{dims, source})));
+  });
+}
+
+const std::vector<std::int64_t>& Model::sink_dimensions() const {
+  return loaded_->manifest.sink_dimensions.dims;
 }
 
 const std::string& Model::family() const {

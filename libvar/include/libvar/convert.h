@@ -28,6 +28,20 @@ struct ConvertOptions {
 void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
                         const std::filesystem::path& out, const ConvertOptions& options = {});
 
+/// Stores other sink dimensions in an archive; all else in it stays as it is.
+///
+/// A new file is written beside the archive and takes its name when it is complete: whatever goes
+/// wrong, the archive is the old one or the new one. Models loaded from the old one stay valid.
+/// Anonymous memory does not grow with the model.
+/// @param dims    1 to 8 different dimensions
+/// @param source  how they were found, for people
+/// @throws ArchiveError   not an archive of this library; its folder can't be written to
+/// @throws ConfigError    dims out of range
+/// @throws ResourceError  the disk is full
+void save_sink_dimensions(const std::filesystem::path& archive,
+                          const std::vector<std::int64_t>& dims, const std::string& source,
+                          const ProgressCallback& on_progress = {});
+
 struct ArchiveInfo {
   std::int64_t format_version = 0;
   std::string family;

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "libvar/request.h"
 
@@ -32,6 +33,13 @@ class Model {
   static std::shared_ptr<const Model> load(const std::filesystem::path& path,
                                            const LoadOptions& options = {});
 
+  /// A model with other sink dimensions and the same weights, which both share.
+  ///
+  /// @param source  how they are known, for people
+  /// @throws ConfigError  not 1 to 8 different dimensions below the hidden size
+  std::shared_ptr<const Model> with_sink_dimensions(const std::vector<std::int64_t>& dims,
+                                                    const std::string& source) const;
+
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
@@ -42,6 +50,7 @@ class Model {
   std::int64_t context_length() const;  ///< most positions of a sequence
   VarParams var_defaults() const;       ///< the paper's, changed by what the archive stores
   bool has_sink_dimensions() const;     ///< false: VAR can't act
+  const std::vector<std::int64_t>& sink_dimensions() const;
   double load_ms() const;
 
   const LoadedModel& loaded() const { return *loaded_; }  ///< for the library itself

@@ -29,6 +29,9 @@ struct ArchiveManifest {
 };
 
 std::string to_json_text(const ArchiveManifest& manifest);
+/// libvar.json with other sink dimensions; every other key stays.
+/// @param text  that parse_manifest has read
+std::string replace_sink_dimensions(const std::string& text, const SinkDimensions& sinks);
 /// @throws ArchiveError  names the key
 ArchiveManifest parse_manifest(const std::string& text, const std::filesystem::path& archive);
 

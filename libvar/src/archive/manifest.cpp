@@ -4,12 +4,11 @@
 
 #include "archive/archive.h"
 #include "families/json_fields.h"
+#include "families/sink_dimensions.h"
 #include "libvar/error.h"
 
 namespace libvar {
 namespace {
-
-constexpr std::size_t kMaxSinkDims = 8;  // of the ops
 
 /// The number whose shortest decimal text is that of the float: 0.8, not 0.800000011920929.
 double shortest(float value) {
@@ -20,6 +19,10 @@ double shortest(float value) {
   return out;
 }
 
+nlohmann::ordered_json sinks_json(const SinkDimensions& sinks) {
+  return {{"dims", sinks.dims}, {"source", sinks.source}};
+}
+
 }  // namespace
 
 std::string to_json_text(const ArchiveManifest& manifest) {
@@ -28,8 +31,7 @@ std::string to_json_text(const ArchiveManifest& manifest) {
   out["format_version"] = manifest.format_version;
   out["family"] = manifest.family;
   out["dtype"] = manifest.dtype;
-  out["sink_dimensions"] = {{"dims", manifest.sink_dimensions.dims},
-                            {"source", manifest.sink_dimensions.source}};
+  out["sink_dimensions"] = sinks_json(manifest.sink_dimensions);
   auto& defaults = out["var_defaults"];
   defaults["tau"] = shortest(var.tau);
   defaults["rho"] = shortest(var.rho);
@@ -38,6 +40,12 @@ std::string to_json_text(const ArchiveManifest& manifest) {
   defaults["first_layer"] = nullptr;
   if (var.first_layer) defaults["first_layer"] = *var.first_layer;
   return out.dump(2) + "\n";
+}
+
+std::string replace_sink_dimensions(const std::string& text, const SinkDimensions& sinks) {
+  auto json = nlohmann::ordered_json::parse(text);
+  json["sink_dimensions"] = sinks_json(sinks);
+  return json.dump(2) + "\n";
 }
 
 ArchiveManifest parse_manifest(const std::string& text, const std::filesystem::path& archive) {

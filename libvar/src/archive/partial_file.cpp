@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -60,6 +61,10 @@ PartialFile::PartialFile(const std::filesystem::path& target) : target_(target) 
     if (fd_ < 0 && errno != EEXIST) break;
   }
   if (fd_ < 0) throw ArchiveError(target.string() + ": can't be written: " + std::strerror(errno));
+
+  struct stat old {};
+
+  if (::stat(target.c_str(), &old) == 0) ::fchmod(fd_, old.st_mode & 07777);
 }
 
 PartialFile::~PartialFile() {

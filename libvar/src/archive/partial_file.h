@@ -7,7 +7,8 @@
 namespace libvar {
 
 /// A file that grows under a temporary name beside its target and takes the target's name when it
-/// is complete. Whatever ends it before commit() removes it.
+/// is complete; a file that it replaces gives it its permissions. Whatever ends it before commit()
+/// removes it.
 class PartialFile {
  public:
   /// @throws ArchiveError   the target's directory is missing or not writable, or the target is a

@@ -12,13 +12,12 @@
 #include "archive/archive.h"
 #include "convert/checkpoint.h"
 #include "families/json_fields.h"
+#include "families/sink_dimensions.h"
 #include "libvar/error.h"
 #include "text/tokenizer.h"
 
 namespace libvar {
 namespace {
-
-constexpr std::size_t kMaxSinkDims = 8;
 
 at::ScalarType parse_dtype(const std::string& name, at::ScalarType automatic) {
   if (name == "auto") return automatic;
@@ -30,15 +29,6 @@ at::ScalarType parse_dtype(const std::string& name, at::ScalarType automatic) {
 
 void check_options(const ConvertOptions& options) {
   parse_dtype(options.dtype, at::kFloat);
-  if (options.sink_dims) {
-    const std::set<std::int64_t> distinct(options.sink_dims->begin(), options.sink_dims->end());
-    const std::size_t count = options.sink_dims->size();
-    if (count < 1 || count > kMaxSinkDims || distinct.size() != count) {
-      throw ConfigError("sink_dims: expected 1 to " + std::to_string(kMaxSinkDims) +
-                        " different dimensions, found " + std::to_string(count) +
-                        (distinct.size() != count ? " with repetitions" : ""));
-    }
-  }
   if (options.first_layer && *options.first_layer < 0) {
     throw ConfigError("first_layer: expected 0 or more, found " +
                       std::to_string(*options.first_layer));
@@ -144,13 +134,7 @@ void check_tokenizer(const CheckpointFiles& files, const ModelConfig& config) {
 SinkDimensions choose_sinks(const ModelConfig& config, const ConvertOptions& options) {
   if (!options.sink_dims)
     return known_sink_dimensions(config.decoder).value_or(SinkDimensions{{}, "not known"});
-  for (const std::int64_t dim : *options.sink_dims) {
-    if (dim < 0 || dim >= config.decoder.hidden_size) {
-      throw ConfigError("sink_dims: expected dimensions in [0, " +
-                        std::to_string(config.decoder.hidden_size) + "), the hidden size, found " +
-                        std::to_string(dim));
-    }
-  }
+  check_sink_dimensions(*options.sink_dims, config.decoder.hidden_size);
   return {*options.sink_dims, "given when the checkpoint was converted"};
 }
 

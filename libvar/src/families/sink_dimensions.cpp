@@ -1,6 +1,11 @@
 #include "families/sink_dimensions.h"
 
+#include <c10/util/StringUtil.h>
+
 #include <array>
+#include <set>
+
+#include "libvar/error.h"
 
 namespace libvar {
 namespace {
@@ -59,6 +64,20 @@ const std::array<Known, 5>& known_models() {
 }
 
 }  // namespace
+
+void check_sink_dimensions(const std::vector<std::int64_t>& dims, std::int64_t hidden_size) {
+  const std::set<std::int64_t> distinct(dims.begin(), dims.end());
+  if (dims.empty() || dims.size() > kMaxSinkDims || distinct.size() != dims.size()) {
+    throw ConfigError(c10::str("sink_dims: expected 1 to ", kMaxSinkDims,
+                               " different dimensions, found ", dims.size(),
+                               distinct.size() != dims.size() ? " with repetitions" : ""));
+  }
+  if (*distinct.begin() < 0 || *distinct.rbegin() >= hidden_size) {
+    throw ConfigError(c10::str("sink_dims: expected dimensions in [0, ", hidden_size,
+                               "), the hidden size, found ",
+                               *distinct.begin() < 0 ? *distinct.begin() : *distinct.rbegin()));
+  }
+}
 
 std::optional<SinkDimensions> known_sink_dimensions(const DecoderConfig& decoder) {
   for (const Known& known : known_models()) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -8,6 +9,12 @@
 #include "decoder/config.h"
 
 namespace libvar {
+
+/// Most sink dimensions of a model, as the ops take them.
+inline constexpr std::size_t kMaxSinkDims = 8;
+
+/// @throws ConfigError  not 1 to kMaxSinkDims different dimensions in [0, hidden_size)
+void check_sink_dimensions(const std::vector<std::int64_t>& dims, std::int64_t hidden_size);
 
 /// Sink dimensions of a language model and where they are known from.
 struct SinkDimensions {
