@@ -1,7 +1,8 @@
 #pragma once
 
-/// The whole public interface: Model, Session, Request and Answer, conversion, ops.
+/// The whole public interface: Model, Session, Request and Answer, conversion, analyses, ops.
 
+#include "libvar/analysis.h"
 #include "libvar/convert.h"
 #include "libvar/error.h"
 #include "libvar/model.h"
