@@ -11,6 +11,8 @@
 #include "libvar/error.h"
 #include "libvar/session.h"
 #include "logits_file.h"
+#include "numbers.h"
+#include "sink_search.h"
 #include "stream.h"
 
 namespace var_command {
@@ -27,7 +29,7 @@ struct AskFlags {
   GenerationFlags generation;
   std::string model, question;
   std::optional<std::string> raw_prompt, logits;
-  bool compare = false, json = false;
+  bool compare = false, json = false, discover_sinks = false;
 };
 
 libvar::Request make_request(const AskFlags& flags, const libvar::Model& model) {
@@ -88,6 +90,18 @@ int compare(const AskFlags& flags, libvar::Session& session, libvar::Request req
   return kDone;
 }
 
+/// The model with the sink dimensions that a search with the question's pictures finds.
+std::shared_ptr<const libvar::Model> with_discovered_sinks(
+    const AskFlags& flags, std::shared_ptr<const libvar::Model> model) {
+  const libvar::SinkDiscovery found = search_sink_dimensions(*model, flags.prompt);
+  if (found.dimensions.empty()) {
+    flags.common.warn("--discover-sinks: found none");
+    return model;
+  }
+  flags.common.log("sink dimensions " + list_text(found.dims()) + ", " + found.source);
+  return model->with_sink_dimensions(found.dims(), found.source);
+}
+
 int ask(const AskFlags& flags) {
   flags.common.apply();
   flags.prompt.check();
@@ -95,11 +109,12 @@ int ask(const AskFlags& flags) {
   std::optional<LogitsFile> logits;
   if (flags.logits) logits.emplace(*flags.logits);
 
-  const auto model = load_model(flags.model, flags.common);
+  auto model = load_model(flags.model, flags.common);
   flags.common.log(describe(*model));
+  if (flags.discover_sinks) model = with_discovered_sinks(flags, std::move(model));
   if (!model->has_sink_dimensions() && !flags.var.no_var) {
-    if (flags.compare) throw libvar::InputError("--compare: " + flags.model + kNoSinkDimensions);
-    flags.common.warn(flags.model + kNoSinkDimensions + ", so this runs without it");
+    if (flags.compare) throw libvar::InputError("--compare: " + no_sink_dimensions(flags.model));
+    flags.common.warn(no_sink_dimensions(flags.model, ", so this runs without it"));
   }
   const libvar::Request request = make_request(flags, *model);
   libvar::Session session(model);
@@ -133,6 +148,11 @@ void add_ask(CLI::App& app, Action& action) {
   for (const char* name : {"--system", "--prompt-style"})
     raw_prompt->excludes(command->get_option(name));
   flags->var.add(*command);
+  command
+      ->add_flag("--discover-sinks", flags->discover_sinks,
+                 "Find the sink dimensions first and use them for this answer; nothing is stored")
+      ->group("Visual Attention Redistribution")
+      ->excludes("--no-var");
   flags->generation.add(*command);
   CLI::Option* compare = command->add_flag(
       "--compare", flags->compare,

@@ -10,6 +10,7 @@
 #include "libvar/error.h"
 #include "libvar/session.h"
 #include "libvar/version.h"
+#include "sink_search.h"
 #include "stream.h"
 
 namespace var_command {
@@ -106,7 +107,7 @@ class Chat {
 
   void switch_var(bool on) {
     if (on && !model_->has_sink_dimensions())
-      throw libvar::InputError(flags_.model + kNoSinkDimensions);
+      throw libvar::InputError(no_sink_dimensions(flags_.model));
     request_.var.enabled = on;
   }
 
@@ -135,7 +136,7 @@ int chat(const ChatFlags& flags) {
   flags.var.check();
   const auto model = load_model(flags.model, flags.common);
   if (!model->has_sink_dimensions() && !flags.var.no_var) {
-    flags.common.warn(flags.model + kNoSinkDimensions + ", so this runs without it");
+    flags.common.warn(no_sink_dimensions(flags.model, ", so this runs without it"));
   }
   return Chat(flags, model).run();
 }

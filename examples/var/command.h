@@ -23,5 +23,6 @@ void add_convert(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);
 void add_ask(CLI::App& app, Action& action);
 void add_chat(CLI::App& app, Action& action);
+void add_sinks(CLI::App& app, Action& action);
 
 }  // namespace var_command

@@ -39,8 +39,11 @@ int convert(const ConvertFlags& flags) {
               grouped(info.num_parameters).c_str(), info.dtype.c_str(),
               bytes_text(info.file_bytes).c_str());
   if (info.sink_dims.empty()) {
-    flags.common.warn(
-        "no sink dimensions are known for this language model, so VAR can't act; give --sink-dims");
+    flags.common.warn(std::string() +
+                      "no sink dimensions are known for this language model, so VAR can't act; "
+                      "give --sink-dims, or find "
+                      "them: var sinks discover " +
+                      flags.out + " --save");
   }
   return kDone;
 }

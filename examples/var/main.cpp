@@ -61,6 +61,7 @@ int run(int argc, char** argv) {
   add_info(app, action);
   add_ask(app, action);
   add_chat(app, action);
+  add_sinks(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& request) {  // --help, --version

@@ -8,9 +8,6 @@
 
 namespace var_command {
 
-inline constexpr const char* kNoSinkDimensions =
-    ": no sink dimensions are known for this model, VAR can't act";
-
 enum class Turn { kFirst, kFurther };
 
 /// Answers and prints the text as it comes, with a line break at its end; Ctrl-C ends the answer.

@@ -13,6 +13,7 @@
 #include "command.h"
 #include "convert/safetensors.h"
 #include "golden_fixture.h"
+#include "libvar/convert.h"
 #include "temporary_folder.h"
 #include "unit/storage/tiny_checkpoint.h"
 
@@ -462,4 +463,75 @@ TEST_CASE("info --verify finds a flipped byte", "[cli]") {
   write_bytes(file, bytes);
   succeed({"info", file});
   check_error(run_command({"info", file, "--verify"}), file);
+}
+
+TEST_CASE("sinks discover finds, shows and stores", "[cli]") {
+  const std::filesystem::path demo =
+      std::filesystem::path(LIBVAR_SOURCE_DIR) / "examples/demo_model";
+  const std::string image = (demo / "images/scene_1.png").string();
+  const TemporaryFolder folder;
+  const std::string file = (folder / "demo.pt").string();
+  std::filesystem::copy_file(demo / "demo.pt", file);
+  const std::string before = read_bytes(file);
+  const Arguments discover = {"sinks",   "discover", file,      "--device", "cpu",
+                              "--dtype", "fp32",     "--image", image};
+  const auto with = [&](const Arguments& more) {
+    Arguments out = discover;
+    out.insert(out.end(), more.begin(), more.end());
+    return out;
+  };
+  CHECK_THAT(succeed(discover).out, Contains("137") && Contains("visual tokens with phi >= 20"));
+  const json found = json::parse(succeed(with({"--json"})).out);
+  CHECK(found.at("sink_dims") == json({137}));
+  CHECK(found.at("saved") == false);
+  CHECK(found.at("visual_sink_share").size() == 4);
+  CHECK(read_bytes(file) == before);
+
+  CommandOptions full;
+  full.file_size_limit = 1 << 20;
+  check_error(run_command(with({"--save"}), full), "can't be written past");
+  CHECK(read_bytes(file) == before);
+  CHECK(entries(folder) == 1);
+
+  CHECK_THAT(succeed(with({"--save"})).out, Contains("stored in " + file));
+  CHECK(entries(folder) == 1);
+  const json info = json::parse(succeed({"info", file, "--json", "--verify"}).out);
+  CHECK(info.at("sink_dims") == json({137}));
+  CHECK(info.at("sink_dims_source") == found.at("source"));
+}
+
+TEST_CASE("sinks discover that finds nothing keeps what is known", "[cli]") {
+  const TemporaryFolder folder;
+  const std::string file = (folder / "mha.pt").string();
+  std::filesystem::copy_file(model_path(), file);
+  CHECK_THAT(succeed({"sinks", "discover", file, "--dtype", "fp32"}).out,
+             Contains("No sink dimensions found") && Contains("137, 301"));
+  const CommandResult result = run_command({"sinks", "discover", file, "--save"});
+  CHECK(result.code == 1);
+  CHECK_THAT(result.err, Contains("--save: no sink dimensions were found"));
+  CHECK(read_bytes(file) == read_bytes(model_path()));
+}
+
+TEST_CASE("ask --discover-sinks gives VAR to an archive without sink dimensions", "[cli]") {
+  const TemporaryFolder folder;
+  const std::filesystem::path checkpoint = folder / "hf";
+  write_golden_checkpoint(checkpoint, golden_case("mha"));
+  Tensors tensors = golden_weights(golden_case("mha"));
+  tensors.at("language_model.model.embed_tokens.weight")[1][29].fill_(1e4F);
+  write_weights(checkpoint, tensors);
+  const std::string file = (folder / "model.pt").string();
+  libvar::convert_checkpoint(checkpoint, file);
+  const Arguments ask = {"ask", file,      "What?", "--device",
+                         "cpu", "--dtype", "fp32",  "--max-new-tokens",
+                         "2",   "--json"};
+  const CommandResult without = succeed(ask);
+  CHECK(json::parse(without.out).at("var").at("enabled") == false);
+  CHECK_THAT(without.err, Contains("var sinks discover " + file + " --save"));
+  const std::string before = read_bytes(file);
+  Arguments discovering = ask;
+  discovering.emplace_back("--discover-sinks");
+  const CommandResult with = succeed(discovering);
+  CHECK(json::parse(with.out).at("var").at("enabled") == true);
+  CHECK(with.err.empty());
+  CHECK(read_bytes(file) == before);
 }

@@ -59,7 +59,9 @@ TEST_CASE("the version is the library's", "[cli]") {
 TEST_CASE("wrong usage is one line and exit code 2", "[cli]") {
   const Arguments arguments = GENERATE(
       Arguments{}, Arguments{"sing"}, Arguments{"ask"}, Arguments{"ask", "model.pt"},
-      Arguments{"convert", "folder"}, Arguments{"info"}, Arguments{"info", "a.pt", "b.pt"},
+      Arguments{"convert", "folder"}, Arguments{"info"}, Arguments{"sinks"},
+      Arguments{"sinks", "discover"}, Arguments{"sinks", "find", "m.pt"},
+      ask({"--no-var", "--discover-sinks"}), Arguments{"info", "a.pt", "b.pt"},
       ask({"--tua", "20"}), ask({"--tau", "NaN"}), ask({"--tau", "-1"}), ask({"--tau", "high"}),
       ask({"--tau"}), ask({"--p", "2"}), ask({"--p", "nan"}), ask({"--rho", "-0.1"}),
       ask({"--min-visual-mass", "1.5"}), ask({"--first-layer", "-1"}),
@@ -99,6 +101,8 @@ TEST_CASE("files that are not there are one line and exit code 1", "[cli]") {
                                      {"chat", none},
                                      {"info", none},
                                      {"info", here},
+                                     {"sinks", "discover", none, "--save"},
+                                     {"sinks", "discover", none, "--image", none + ".png"},
                                      {"ask", none, "What?", "--image", none + ".png"},
                                      {"convert", none, none + ".pt"},
                                      {"convert", here, none + ".pt"},
