@@ -21,6 +21,7 @@
 #include "libvar/model.h"
 #include "libvar/session.h"
 #include "loaded_model.h"
+#include "unit/model/golden_run.h"
 
 using namespace libvar;
 using namespace libvar::testing;
@@ -49,36 +50,6 @@ at::Tensor golden_tensor(const json& golden, const std::string& name) {
   return SafetensorsFile::open(golden_folder() / golden.at("file").get<std::string>()).tensor(name);
 }
 
-ClassSet class_set_of(const json& names) {
-  static const std::map<std::string, TokenClass> kClasses{{"VS", TokenClass::kVisualSink},
-                                                          {"VN", TokenClass::kVisualNonSink},
-                                                          {"TS", TokenClass::kTextSink},
-                                                          {"TN", TokenClass::kTextNonSink}};
-  ClassSet result = 0;
-  for (const json& name : names)
-    result = static_cast<ClassSet>(result | class_set(kClasses.at(name)));
-  return result;
-}
-
-VarParams var_params(const json& var) {
-  VarParams params;
-  params.enabled = var.at("enabled");
-  if (!params.enabled) return params;
-  params.tau = var.at("tau");
-  params.rho = var.at("rho");
-  params.p = var.at("p");
-  params.min_visual_mass = var.at("min_visual_mass");
-  params.first_layer = var.at("first_layer");
-  params.include_last_layer = var.at("include_last_layer");
-  params.ratio_epsilon = var.at("ratio_epsilon");
-  if (!var.at("phi_epsilon").is_null()) params.phi_epsilon = var.at("phi_epsilon").get<float>();
-  params.generated_sinks = var.at("generated_sinks");
-  params.sources = class_set_of(var.at("sources"));
-  params.targets = class_set_of(var.at("targets"));
-  params.head_rule = var.at("head_rule") == "ratio" ? HeadRule::kRatio : HeadRule::kAll;
-  return params;
-}
-
 Request request_of(const json& golden, const json& run) {
   Request request;
   for (const json& image : run.at("images"))
@@ -100,32 +71,6 @@ Request request_of(const json& golden, const json& run) {
   request.return_logits = true;
   return request;
 }
-
-/// Largest difference as a share of the largest expected magnitude; not a number where shapes
-/// differ.
-double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
-  if (actual.sizes() != expected.sizes()) return std::nan("");
-  return ((actual.to(at::kDouble) - expected.to(at::kDouble)).abs().max() /
-          expected.to(at::kDouble).abs().max())
-      .item<double>();
-}
-
-/// The largest value of a kind over all runs of a test case, printed at its end.
-class Worst {
- public:
-  explicit Worst(const char* what) : what_(what) {}
-
-  ~Worst() { std::printf("%s: %.3g\n", what_, value_); }
-
-  Worst(const Worst&) = delete;
-  Worst& operator=(const Worst&) = delete;
-
-  void note(double value) { value_ = std::isnan(value) ? value : std::max(value_, value); }
-
- private:
-  const char* what_;
-  double value_ = 0;
-};
 
 template <typename Check>
 void for_each_run(bool half, Check check) {
