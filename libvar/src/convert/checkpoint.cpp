@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <system_error>
@@ -53,6 +54,27 @@ std::map<std::string, CheckpointTensor> open_sharded(const std::filesystem::path
   return out;
 }
 
+constexpr std::array<const char*, 4> kConfigurations{
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"};
+constexpr std::array<const char*, 7> kTokenizerFiles{"tokenizer.model",
+                                                     "tokenizer.json",
+                                                     "tokenizer_config.json",
+                                                     "special_tokens_map.json",
+                                                     "added_tokens.json",
+                                                     "vocab.json",
+                                                     "merges.txt"};
+
+/// Those of the files that are there, with `prefix` before their names.
+template <std::size_t count>
+void read_files(const std::filesystem::path& dir, const std::string& prefix,
+                const std::array<const char*, count>& names, CheckpointFiles& files) {
+  std::error_code ignored;
+  for (const char* name : names) {
+    if (std::filesystem::exists(dir / name, ignored))
+      files.emplace(prefix + name, read_text_file(dir / name));
+  }
+}
+
 [[noreturn]] void fail_without_safetensors(const std::filesystem::path& dir) {
   std::string pickle;
   for (const auto& entry : std::filesystem::directory_iterator(dir)) {
@@ -95,13 +117,8 @@ Checkpoint open_checkpoint(const std::filesystem::path& dir) {
                        ": expected the folder of a Hugging Face checkpoint, found a file");
   }
   Checkpoint out;
-  for (const char* name :
-       {"config.json", "generation_config.json", "preprocessor_config.json",
-        "processor_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
-        "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"}) {
-    if (std::filesystem::exists(dir / name, ignored))
-      out.files.emplace(name, read_text_file(dir / name));
-  }
+  read_files(dir, "", kConfigurations, out.files);
+  read_files(dir, "", kTokenizerFiles, out.files);
   if (out.files.count("config.json") == 0)
     throw ArchiveError(dir.string() + ": config.json is missing");
   try {
@@ -109,6 +126,17 @@ Checkpoint open_checkpoint(const std::filesystem::path& dir) {
   } catch (const ArchiveError& error) {
     throw ArchiveError(dir.string() + ": " + error.what());
   }
+  const std::vector<CheckpointPart> parts = out.family->parts(out.files);
+  for (const CheckpointPart& part : parts) {
+    const std::filesystem::path folder = dir / part.folder;
+    if (!std::filesystem::is_directory(folder, ignored))
+      throw ArchiveError(folder.string() + ": this folder of the checkpoint is missing");
+    read_files(folder, part.folder + "/", kConfigurations, out.files);
+    if (part.holds_tokenizer) read_files(folder, "", kTokenizerFiles, out.files);
+    for (auto& [name, tensor] : open_checkpoint_tensors(folder))
+      out.tensors.emplace(part.tensor_prefix + name, std::move(tensor));
+  }
+  if (!parts.empty()) return out;
   out.tensors = open_checkpoint_tensors(dir);
   return out;
 }

@@ -37,6 +37,13 @@ struct CanonicalTensor {
   std::function<at::Tensor(const at::Tensor&)> part = {};
 };
 
+/// A folder of a checkpoint that holds a part of the model.
+struct CheckpointPart {
+  std::string folder;
+  std::string tensor_prefix;     ///< put before the names of its tensors
+  bool holds_tokenizer = false;  ///< its tokenizer files are the model's
+};
+
 /// Everything about a model but its weights, tokenizer and sink dimensions.
 struct ModelConfig {
   std::string family;
@@ -69,6 +76,11 @@ class Family {
   /// The same for families that publish several canonical tensors as one; empty: not needed.
   virtual std::vector<CanonicalTensor> canonical_tensors(const std::string& name,
                                                          const ModelConfig& config) const;
+
+  /// The folders in which the model lies; empty: it lies beside config.json. The configurations of
+  /// a folder get its name and a slash before their own.
+  virtual std::vector<CheckpointPart> parts(const CheckpointFiles&) const { return {}; }
+
   /// Folders that hold the vision tower where the checkpoint itself does not, most likely first:
   /// absolute, or beside config.json. Its tensors get "vision_tower." before their names, its
   /// config.json becomes the file kVisionConfigFile.

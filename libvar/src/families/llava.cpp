@@ -118,7 +118,9 @@ class LlavaFamily : public Family {
 
   bool recognises(const nlohmann::json& config) const override {
     const auto type = config.find("model_type");
-    return type != config.end() && *type == "llava";
+    if (type == config.end()) return false;
+    // VILA v1 is a LLaVA in the original layout; VILA-1.5 keeps the decoder's sizes in a folder.
+    return *type == "llava" || (*type == "llava_llama" && config.contains("num_hidden_layers"));
   }
 
   ModelConfig read_config(const CheckpointFiles& files) const override {

@@ -62,16 +62,7 @@ void add_tower(TensorSpecs& specs, const VisionConfig& vision) {
             {hidden, 3, vision.patch_size, vision.patch_size});
   specs.add(tower + "embeddings.position_embedding.weight", {side * side + 1, hidden});
   specs.layer_norm(tower + "pre_layrnorm", hidden);  // sic
-  for (std::int64_t i = 0; i < vision.layers_to_run; ++i) {
-    const std::string layer = c10::str(tower, "encoder.layers.", i, ".");
-    specs.layer_norm(layer + "layer_norm1", hidden);
-    specs.layer_norm(layer + "layer_norm2", hidden);
-    for (const char* part : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
-      specs.linear(layer + "self_attn." + part, hidden, hidden, true);
-    }
-    specs.linear(layer + "mlp.fc1", vision.intermediate_size, hidden, true);
-    specs.linear(layer + "mlp.fc2", hidden, vision.intermediate_size, true);
-  }
+  specs.clip_layers(tower + "encoder.layers.", vision);
 }
 
 }  // namespace

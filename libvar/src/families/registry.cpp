@@ -15,7 +15,7 @@ std::vector<CanonicalTensor> Family::canonical_tensors(const std::string& name,
 }
 
 const Family& find_family(const CheckpointFiles& files) {
-  const std::array<const Family*, 3> families{&llava_family(), &qwen2_vl_family(),
+  const std::array<const Family*, 4> families{&llava_family(), &vila_family(), &qwen2_vl_family(),
                                               &internvl_family()};
   const auto config = files.find("config.json");
   if (config == files.end()) throw ArchiveError("config.json is missing");

@@ -41,6 +41,20 @@ void TensorSpecs::decoder(const std::string& scope, const DecoderConfig& config)
   if (!config.tie_word_embeddings) add(scope + "lm_head.weight", {config.vocab_size, hidden});
 }
 
+void TensorSpecs::clip_layers(const std::string& prefix, const VisionConfig& vision) {
+  const std::int64_t hidden = vision.hidden_size;
+  for (std::int64_t i = 0; i < vision.layers_to_run; ++i) {
+    const std::string layer = c10::str(prefix, i, ".");
+    layer_norm(layer + "layer_norm1", hidden);
+    layer_norm(layer + "layer_norm2", hidden);
+    for (const char* part : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
+      linear(layer + "self_attn." + part, hidden, hidden, true);
+    }
+    linear(layer + "mlp.fc1", vision.intermediate_size, hidden, true);
+    linear(layer + "mlp.fc2", hidden, vision.intermediate_size, true);
+  }
+}
+
 void TensorSpecs::merging_projector(const VisionConfig& vision, std::int64_t out_features) {
   const std::string projector = "multi_modal_projector.";
   const std::int64_t merged = vision.hidden_size * vision.merge_size * vision.merge_size;

@@ -19,6 +19,8 @@ class TensorSpecs {
   /// The tensors of a Decoder: scope + "model.layers.0..." and scope + "lm_head.weight".
   void decoder(const std::string& scope, const DecoderConfig& config);
 
+  /// The layers that are run of CLIP and SigLIP: prefix + "0.layer_norm1.weight", ...
+  void clip_layers(const std::string& prefix, const VisionConfig& vision);
   /// The tensors of a MergingProjector: "multi_modal_projector.layer_norm.weight", ...
   void merging_projector(const VisionConfig& vision, std::int64_t out_features);
 

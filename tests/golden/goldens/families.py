@@ -1,10 +1,11 @@
-"""families/: tiny Qwen2-VL and InternVL2 models in published form, what transformers answers with them, with VAR and without.
+"""families/: tiny Qwen2-VL, InternVL2 and VILA-1.5 models in published form, what transformers answers with them, with VAR and without.
 
 Weights are those of generator.py under the published names. Sink dimensions are not planted: tau is so low that ordinary tokens are sinks.
 """
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import sentencepiece
@@ -12,15 +13,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGeneration, LlamaConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (DynamicCache, InternVLConfig, InternVLForConditionalGeneration, LlamaConfig, LlamaForCausalLM, Qwen2VLConfig,
+                          Qwen2VLForConditionalGeneration, SiglipVisionConfig, SiglipVisionModel)
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from . import bpe, generator, runs, store, var
 from .cases import CLIP_MEAN, CLIP_STD, entry, linear, norm, override, uniform
-from .paths import ROOT
+from .paths import ROOT, TOKENIZER
 
 FOLDER = ROOT / "families"
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -113,6 +116,49 @@ def internvl_case(name: str, image: int, max_tiles: int, scale: float) -> dict:
     return {"name": name, "family": "internvl", "seed_name": name, "dtype": "float32", "sink_dims": [7, 50],
             "files": {"config.json": config, "preprocessor_config.json": processor},
             "copies": ["bpe/internlm2/tokenizer.model", "bpe/internlm2/added_tokens.json"], "tensors": tensors, "overrides": overrides}
+
+
+def vila_case(name: str, llama3: bool, image: int, patch: int) -> dict:
+    """VILA-1.5 as published, a folder for each part; Llama-2's tokenizer or Llama-3's."""
+    rows, width, hidden, inner, layers = (576 if llama3 else 512), DIMS["hidden"], 48, 96, 4
+    text = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": rows, "hidden_size": width, "intermediate_size": DIMS["inner"],
+            "num_hidden_layers": DIMS["layers"], "num_attention_heads": DIMS["heads"], "num_key_value_heads": DIMS["kv_heads"], "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 1024 if llama3 else 200, "model_max_length": 1024 if llama3 else 500, "rope_theta": 5e5 if llama3 else 1e4,
+            "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "float32"}
+    vision = {"model_type": "siglip_vision_model", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": 3,
+              "image_size": image, "patch_size": patch, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    config = {"model_type": "llava_llama", "architectures": ["LlavaLlamaModel"], "image_aspect_ratio": "resize", "mm_hidden_size": hidden,
+              "mm_vision_select_feature": "cls_patch", "mm_vision_select_layer": -2, "mm_projector": "mlp_downsample", "model_dtype": "torch.float32"}
+    tower, side = "vision_tower/vision_model.", image // patch
+    tensors = [entry(tower + "embeddings.patch_embedding.weight", [hidden, 3, patch, patch], uniform(1.0, 3 * patch * patch)),
+               entry(tower + "embeddings.patch_embedding.bias", [hidden], uniform(0.2)),
+               entry(tower + "embeddings.position_embedding.weight", [side * side, hidden], uniform(0.5))]
+    for i in range(layers):
+        layer = f"{tower}encoder.layers.{i}."
+        for part in ("q_proj", "k_proj", "v_proj"):
+            tensors += linear(layer + "self_attn." + part, hidden, hidden, 1.5, 0.1)
+        tensors += linear(layer + "self_attn.out_proj", hidden, hidden, 0.5, 0.1)
+        tensors += linear(layer + "mlp.fc1", inner, hidden, 1.5, 0.1) + linear(layer + "mlp.fc2", hidden, inner, 0.5, 0.1)
+        tensors += norm(layer + "layer_norm1", hidden, 1.0, 0.1) + norm(layer + "layer_norm2", hidden, 1.0, 0.1)
+    tensors += norm(tower + "post_layernorm", hidden, 1.0, 0.1)
+    tensors += norm("mm_projector/layers.1", 4 * hidden, 1.0, 0.1) + linear("mm_projector/layers.2", width, 4 * hidden, 1.5, 0.1)
+    tensors += linear("mm_projector/layers.4", width, width, 0.4, 0.02) + decoder_tensors("llm/model.", rows, 0.0) + linear("llm/lm_head", rows, width)
+    special = range(3)
+    files = {"config.json": config, "llm/config.json": text, "vision_tower/config.json": vision, "mm_projector/config.json": {"mm_projector_type": "mlp_downsample"},
+             "vision_tower/preprocessor_config.json": {"do_resize": True, "size": {"height": image, "width": image}, "resample": 3, "image_mean": [0.5] * 3,
+                                                       "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "image_processor_type": "SiglipImageProcessor"}}
+    tokenizer = Tokenizer.from_file(str(ROOT / "bpe/llama3/tokenizer.json"))
+    if llama3:
+        entries = {str(tokenizer.token_to_id(t)): {"content": t, "special": True, "normalized": False} for t in bpe.LLAMA3_SPECIAL}
+        special = [tokenizer.token_to_id(t) for t in bpe.LLAMA3_SPECIAL]
+        files["llm/config.json"]["eos_token_id"] = tokenizer.token_to_id("<|end_of_text|>")
+        files["llm/tokenizer_config.json"] = {"added_tokens_decoder": entries}
+    copies = ["bpe/llama3/tokenizer.json"] if llama3 else ["tokenizer/tokenizer.model", "tokenizer/original/tokenizer_config.json"]
+    overrides = [override("llm/lm_head.weight", i * width, width, set=0.0) for i in special]
+    if not llama3:
+        overrides.append(override("llm/lm_head.weight", 3 * width, 256 * width, multiply=0.25))  # byte pieces
+    return {"name": name, "family": "vila", "seed_name": name, "dtype": "float32", "sink_dims": [7, 50], "files": files, "copies": copies,
+            "copies_to": "llm", "tensors": tensors, "overrides": overrides}
 
 
 def fused(tensor: dict) -> list[dict]:
@@ -232,6 +278,66 @@ class InternVl:
         return None  # the text of sentencepiece models is held by text_vectors.json
 
 
+class Vila:
+    def __init__(self, case: dict):
+        self.case, files = case, case["files"]
+        llm = {k: v for k, v in files["llm/config.json"].items() if k not in ("model_type", "architectures", "torch_dtype", "model_max_length")}
+        longest, own = files["llm/config.json"]["model_max_length"], llm["max_position_embeddings"]
+        if longest > own:
+            theta = llm.pop("rope_theta")
+            llm |= {"rope_parameters": {"rope_type": "linear", "factor": float(-(-longest // own)), "rope_theta": theta}, "max_position_embeddings": longest}
+        config = LlamaConfig(**llm)
+        config._attn_implementation = "eager"
+        vision = SiglipVisionConfig(**{k: v for k, v in files["vision_tower/config.json"].items() if k != "model_type"}, vision_use_head=False)
+        vision._attn_implementation = "eager"
+        weights = {n: torch.from_numpy(v) for n, v in generator.weights(case).items()}
+        part = lambda prefix: {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}  # noqa: E731
+        llama, self.tower, self.projector = LlamaForCausalLM(config).eval(), SiglipVisionModel(vision).eval(), part("mm_projector/layers.")
+        llama.load_state_dict(part("llm/"), strict=True)
+        self.tower.load_state_dict(part("vision_tower/vision_model."), strict=True)
+        self.model = SimpleNamespace(model=SimpleNamespace(language_model=llama.model), lm_head=llama.lm_head, get_input_embeddings=llama.get_input_embeddings)
+        self.llama3 = "llm/tokenizer_config.json" in files
+        self.tokenizer = Tokenizer.from_file(str(ROOT / "bpe/llama3/tokenizer.json" if self.llama3 else TOKENIZER / "tokenizer.json"))
+        modeling_llama.eager_attention_forward = var.attention
+        var.install(llama.model)
+
+    @torch.no_grad()
+    def features(self, pixels):
+        """Zeros to an even side, two rows and two columns become one token, column by column; norm, linear, GELU, linear."""
+        x = self.tower(pixels, output_hidden_states=True).hidden_states[-2]
+        side = int(x.shape[1] ** 0.5)
+        x = torch.nn.functional.pad(x.reshape(len(x), side, side, -1), (0, 0, 0, side % 2, 0, side % 2))
+        half = x.shape[1] // 2
+        tokens = [torch.cat([x[:, 2 * r + a, 2 * c + b] for a in (0, 1) for b in (0, 1)], -1) for c in range(half) for r in range(half)]
+        w = self.projector
+        y = torch.nn.functional.layer_norm(torch.stack(tokens, 1), (4 * x.shape[-1],), w["1.weight"], w["1.bias"], 1e-5)
+        y = torch.nn.functional.gelu(torch.nn.functional.linear(y, w["2.weight"], w["2.bias"]))
+        return torch.nn.functional.linear(y, w["4.weight"], w["4.bias"]).flatten(0, 1)
+
+    def prompt(self, question: str, images: list[str], options: dict):
+        side = self.case["files"]["vision_tower/config.json"]["image_size"]
+        made = SiglipImageProcessorPil(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        if self.llama3:
+            head = "<|start_header_id|>{}<|end_header_id|>\n\n"
+            text = (head.format("system") + "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+                    "and assist the user with a variety of tasks using natural language.<|eot_id|>" + head.format("user") + "<image>\n" * len(images) + question
+                    + "<|eot_id|>" + head.format("assistant"))
+        else:
+            text = runs.prompt_text("vicuna_v1", question, len(images))
+        patch = self.case["files"]["vision_tower/config.json"]["patch_size"]
+        per_image = (-(-(side // patch) // 2)) ** 2
+        first = [self.tokenizer.token_to_id("<|begin_of_text|>" if self.llama3 else "<s>")]
+        ids, spans = expand(text, [per_image] * len(images), -200, lambda t: self.tokenizer.encode(t, add_special_tokens=False).ids)
+        ids, spans = first + ids, [[a + 1, b + 1] for a, b in spans]
+        features = None
+        if images:
+            features = self.features(made([Image.open(ROOT / i).convert("RGB") for i in images], return_tensors="pt")["pixel_values"])
+        return ids, spans, features, torch.arange(len(ids)).expand(1, -1)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+
 def expand(text: str, counts: list[int], image: int, encode) -> tuple[list[int], list[list[int]]]:
     ids, spans = [], []
     for i, part in enumerate(text.split("<image>")):
@@ -250,7 +356,7 @@ def generate(family, ids, spans, features, positions, params):
     for begin, end in spans:
         visual[begin:end] = True
     state = var.VarState(params, DIMS["layers"], family.case["sink_dims"], visual)
-    hidden = model.get_input_embeddings()(torch.tensor([ids])).clone()
+    hidden = model.get_input_embeddings()(torch.tensor([ids]).clamp(min=0)).clone()
     if features is not None:
         hidden[0, visual] = features
     cache, tokens, rows, following = DynamicCache(), [], [], int(positions.max()) + 1
@@ -281,7 +387,7 @@ def settings(on: bool):
         yield None
         return
     for tau in (1.75, 1.5, 2.0, 2.25):
-        for rho in (0.8, 0.7, 0.6):
+        for rho in (0.8, 0.7, 0.6, 0.5, 0.9):
             for mass in (0.2, 0.1, 0.3):
                 yield var.VarParams(tau=tau, rho=rho, min_visual_mass=mass, first_layer=1)
 
@@ -311,7 +417,9 @@ def make() -> None:
     made = [(qwen2_vl_case("qwen_flat", False, 2, 64, 2), Qwen2Vl, ("options", [LANDSCAPE], False, {"min_pixels": 4000, "max_pixels": 8000})),
             (qwen2_vl_case("qwen_tied", True, 3, 80, 4), Qwen2Vl, ("options", [FLAT], False, {"max_pixels": 50000})),
             (internvl_case("internvl_small", 56, 6, 0.3), InternVl, ("options", [PORTRAIT], False, {"max_tiles": 2})),
-            (internvl_case("internvl_large", 84, 12, 0.5), InternVl, ("options", [LANDSCAPE], False, {"max_tiles": 1}))]
+            (internvl_case("internvl_large", 84, 12, 0.5), InternVl, ("options", [LANDSCAPE], False, {"max_tiles": 1})),
+            (vila_case("vila_llama2", False, 70, 14), Vila, ("square", [FLAT], False, {})),
+            (vila_case("vila_llama3", True, 56, 8), Vila, ("square", [FLAT], False, {}))]
     cases, tensors = [], {}
     for case, kind, more in made:
         family, entries = kind(case), []

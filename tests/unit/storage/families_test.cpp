@@ -203,11 +203,12 @@ TEST_CASE("a config that is not understood is refused by file, key and value", "
   CHECK_THAT(error_of({{"config.json", "{"}}), Contains("config.json: is no JSON"));
   CHECK_THAT(error_of({{"config.json", std::string(500000, '[')}}),
              Contains("config.json: is nested too deep"));
-  CHECK_THAT(error_with("/model_type", "qwen9_vl"),
-             Contains("config.json: model_type: expected one of the supported families (llava, "
-                      "qwen2_vl, internvl), found \"qwen9_vl\""));
+  CHECK_THAT(
+      error_with("/model_type", "qwen9_vl"),
+      Contains("config.json: model_type: expected one of the supported families (llava, vila, "
+               "qwen2_vl, internvl), found \"qwen9_vl\""));
   CHECK_THAT(error_with("/model_type", nullptr),
-             Contains("supported families (llava, qwen2_vl, internvl), found nothing"));
+             Contains("supported families (llava, vila, qwen2_vl, internvl), found nothing"));
   CHECK_THAT(error_with("/text_config", nullptr),
              Contains("expected text_config and vision_config"));
   CHECK_THAT(error_with("/vision_config", nullptr),

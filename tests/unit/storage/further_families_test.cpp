@@ -1,4 +1,4 @@
-// Qwen2-VL and InternVL2: configurations, names, and what is refused.
+// Qwen2-VL, InternVL2 and VILA: configurations, names, and what is refused.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -207,6 +207,63 @@ TEST_CASE("an InternVL2 that is not understood is refused by key and value", "[f
   CHECK_THAT(error_with("/llm_config/bias", true), Contains("bias: expected false"));
   CHECK_THAT(error_with("/vision_config/qk_normalization", true), Contains("qk_normalization"));
   CHECK_THAT(error_with("/template", "phi3-chat"), Contains("template: expected internlm2-chat"));
+}
+
+CheckpointFiles vila_files(const std::string& file = "", const json& changed = {}) {
+  CheckpointFiles files{
+      {"config.json", R"({"model_type": "llava_llama", "image_aspect_ratio": "resize",
+        "mm_vision_select_feature": "cls_patch", "mm_vision_select_layer": -2})"},
+      {"llm/config.json", R"({"hidden_size": 2560, "intermediate_size": 6912,
+        "num_hidden_layers": 32, "num_attention_heads": 20, "vocab_size": 32000,
+        "max_position_embeddings": 4096, "model_max_length": 9000})"},
+      {"vision_tower/config.json", R"({"hidden_size": 1152, "intermediate_size": 4304,
+        "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 14})"},
+      {"vision_tower/preprocessor_config.json", R"({"size": {"height": 384, "width": 384}})"},
+      {"mm_projector/config.json", R"({"mm_projector_type": "mlp_downsample"})"}};
+  if (!file.empty()) {
+    json value = json::parse(files.at(file));
+    value.update(changed);
+    files[file] = value.dump();
+  }
+  return files;
+}
+
+TEST_CASE("VILA-1.5-3b is read from its folders", "[families]") {
+  const ModelConfig config = read(vila_files());
+  CHECK(config.family == "vila");
+  CHECK((config.visual_tokens == 196 && config.vision.layers_to_run == 26));
+  CHECK((config.decoder.rope_factor == 3.0 && config.decoder.max_positions == 9000));
+  CHECK((config.image.mode == ImageMode::kResize && config.image.resize_height == 384));
+  CHECK((config.prompt_style == PromptStyle::kVicunaV1 && !config.image_token_id));
+  CheckpointFiles llama3 = vila_files();
+  llama3["added_tokens.json"] = R"({"<|eot_id|>": 128009})";
+  CHECK(read(llama3).prompt_style == PromptStyle::kLlama3);
+  CHECK(read(llama3).stop_tokens == std::vector<std::int64_t>{2, 128009});
+}
+
+TEST_CASE("VILA v1 is a LLaVA in the original layout", "[families]") {
+  const json v1{{"model_type", "llava_llama"}, {"num_hidden_layers", 32}, {"mm_vision_tower", "x"}};
+  CHECK(find_family({{"config.json", v1.dump()}}).name() == "llava");
+}
+
+TEST_CASE("a VILA-1.5 that is not understood is refused by file and key", "[families]") {
+  for (const char* part : {"llm/config.json", "vision_tower/config.json",
+                           "mm_projector/config.json", "vision_tower/preprocessor_config.json"}) {
+    CheckpointFiles files = vila_files();
+    files.erase(part);
+    const std::string name = part;
+    CHECK_THAT(
+        error_of(files),
+        Contains(name.substr(name.find("pre") == std::string::npos ? 0 : 13) + " is missing"));
+  }
+  CHECK_THAT(error_of(vila_files("mm_projector/config.json", {{"mm_projector_type", "linear"}})),
+             Contains("mm_projector_type: expected mlp_downsample, found \"linear\""));
+  CHECK_THAT(error_of(vila_files("config.json", {{"image_aspect_ratio", "pad"}})),
+             Contains("image_aspect_ratio: expected resize"));
+  CHECK_THAT(error_of(vila_files("vision_tower/config.json", {{"image_size", 336}})),
+             Contains("expected the vision tower's image_size 336"));
+  CHECK_THAT(error_of(vila_files("llm/config.json", {{"rope_scaling", {{"type", "yarn"}}}})),
+             Contains("llm/config.json: rope_scaling: type: expected default, linear or dynamic"));
 }
 
 }  // namespace
