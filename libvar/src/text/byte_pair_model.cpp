@@ -34,7 +34,7 @@ std::uint64_t pair_key(std::int64_t left, std::int64_t right) {
 }  // namespace
 
 std::optional<std::string> byte_level_bytes(std::string_view token) {
-  static const std::array<int, 0x144> kMap = make_byte_map();
+  static const std::array<int, 0x144> map = make_byte_map();
   std::string out;
   for (std::size_t i = 0; i < token.size();) {
     const auto lead = static_cast<unsigned char>(token[i]);
@@ -45,8 +45,8 @@ std::optional<std::string> byte_level_bytes(std::string_view token) {
              (static_cast<unsigned char>(token[++i]) & 0x3f);
     }
     ++i;
-    if (code >= kMap.size() || kMap[code] < 0) return {};
-    out += static_cast<char>(kMap[code]);
+    if (code >= map.size() || map[code] < 0) return {};
+    out += static_cast<char>(map[code]);
   }
   return out;
 }

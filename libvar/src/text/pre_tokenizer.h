@@ -32,8 +32,11 @@ class PieceSplitter {
 };
 
 /// The pattern of Qwen2's tokenizer.
-extern const char* const kQwen2Pattern;
+inline constexpr const char* kQwen2Pattern =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
+    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 /// The pattern of GPT-2's, which a ByteLevel pre-tokenizer uses by itself.
-extern const char* const kGpt2Pattern;
+inline constexpr const char* kGpt2Pattern =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 }  // namespace libvar

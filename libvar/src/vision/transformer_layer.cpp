@@ -50,7 +50,7 @@ at::Tensor TransformerLayer::attend(const at::Tensor& normed) const {
 }
 
 at::Tensor TransformerLayer::operator()(at::Tensor hidden) const {
-  const auto add = [&hidden](at::Tensor delta, const at::Tensor& scale) {
+  const auto add = [&hidden](const at::Tensor& delta, const at::Tensor& scale) {
     hidden.add_(scale.defined() ? delta.mul_(scale) : delta);
   };
   add(attend(norm1_(hidden)), scale1_);

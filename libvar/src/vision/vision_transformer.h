@@ -26,11 +26,38 @@ struct VisionTransformerNames {
 };
 
 /// openai/clip-vit-large-patch14-336: a class token, a norm before the first layer.
-extern const VisionTransformerNames kClipNames;
+inline constexpr VisionTransformerNames kClipNames{
+    .patches = "embeddings.patch_embedding",
+    .class_token = "embeddings.class_embedding",
+    .positions = "embeddings.position_embedding.weight",
+    .pre_norm = "pre_layrnorm",  // sic
+    .layers = "encoder.layers."};
+
 /// google/siglip: no class token, a bias in the convolution.
-extern const VisionTransformerNames kSiglipNames;
+inline constexpr VisionTransformerNames kSiglipNames{
+    .patches = "embeddings.patch_embedding",
+    .patch_bias = true,
+    .positions = "embeddings.position_embedding.weight",
+    .layers = "encoder.layers."};
+
 /// InternViT in transformers' own layout: a class token, a bias in the convolution, layer scale.
-extern const VisionTransformerNames kInternVitNames;
+inline constexpr VisionTransformerNames kInternVitNames{
+    .patches = "embeddings.patch_embeddings.projection",
+    .patch_bias = true,
+    .class_token = "embeddings.cls_token",
+    .positions = "embeddings.position_embeddings",
+    .leading_ones = true,
+    .layers = "encoder.layer.",
+    .layer = {.norm1 = "layernorm_before",
+              .query = "attention.q_proj",
+              .key = "attention.k_proj",
+              .value = "attention.v_proj",
+              .out = "attention.projection_layer",
+              .norm2 = "layernorm_after",
+              .fc1 = "mlp.fc1",
+              .fc2 = "mlp.fc2",
+              .scale1 = "lambda_1",
+              .scale2 = "lambda_2"}};
 
 /// A vision transformer over tiles of one size, up to the layer whose output is used as image
 /// features.
