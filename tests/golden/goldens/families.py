@@ -75,6 +75,8 @@ def qwen2_vl_case(name: str, tied: bool, depth: int, embed_dim: int, heads: int)
     if not tied:
         tensors += linear("lm_head", rows, width)
         overrides = [override("lm_head.weight", i * width, width, set=0.0) for i in special.values()]
+    else:  # signs at random, or every token would be most like itself
+        tensors = [entry("model.norm.weight", [width], uniform(1.4)) if t["name"] == "model.norm.weight" else t for t in tensors]
     files = {"config.json": config, "preprocessor_config.json": {"min_pixels": 3136, "max_pixels": 20000 if tied else 12845056, "patch_size": 14,
                                                                  "temporal_patch_size": 2, "merge_size": 2, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}}
     names = ["vocab.json", "merges.txt", "tokenizer_config.json"] if tied else ["tokenizer.json", "tokenizer_config.json"]
