@@ -113,6 +113,23 @@ Activation read_activation(const JsonFields& fields, const std::string& key,
   return found->second;
 }
 
+VisionConfig read_vision_transformer(const JsonFields& vision, std::int64_t default_patch_size,
+                                     double default_eps, const std::string& default_activation) {
+  VisionConfig out;
+  out.hidden_size = vision.integer("hidden_size", 768, 1, kMaxWidth);
+  out.intermediate_size = vision.integer("intermediate_size", 3072, 1, kMaxWidth);
+  out.num_layers = vision.integer("num_hidden_layers", 12, 1, kMaxLayers);
+  out.num_heads = vision.integer("num_attention_heads", 12, 1, kMaxWidth);
+  check_head_size(vision, out.hidden_size, out.num_heads);
+  out.image_size = vision.integer("image_size", 224, 1, 8192);
+  out.patch_size = vision.integer("patch_size", default_patch_size, 1, out.image_size);
+  if (vision.integer("num_channels", 3) != 3) vision.fail("num_channels", "3");
+  out.layer_norm_eps = vision.number("layer_norm_eps", default_eps);
+  if (!(out.layer_norm_eps > 0)) vision.fail("layer_norm_eps", "a number above 0");
+  out.activation = read_activation(vision, "hidden_act", default_activation);
+  return out;
+}
+
 std::int64_t read_feature_layer(const JsonFields& config, const std::string& key,
                                 std::int64_t fallback, std::int64_t num_layers) {
   const std::int64_t layer = config.integer(key, fallback, -num_layers - 1, num_layers);

@@ -32,6 +32,11 @@ DecoderConfig llama_defaults();
 Activation read_activation(const JsonFields& fields, const std::string& key,
                            const std::string& fallback);
 
+/// Sizes, epsilon and activation of a CLIPVisionConfig or a SiglipVisionConfig, which share
+/// transformers' defaults but for those given.
+VisionConfig read_vision_transformer(const JsonFields& vision, std::int64_t default_patch_size,
+                                     double default_eps, const std::string& default_activation);
+
 /// A layer of transformers' hidden_states as the number of layers to run: index 0 is the input of
 /// the first layer, negative ones count from the last.
 std::int64_t read_feature_layer(const JsonFields& config, const std::string& key,

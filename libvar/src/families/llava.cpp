@@ -33,19 +33,7 @@ VisionConfig read_tower(const JsonFields& vision) {
   if (vision.has("vision_config")) return read_tower(vision.object("vision_config"));
   const std::string type = vision.text("model_type", "clip_vision_model");
   if (type != "clip_vision_model" && type != "clip") vision.fail("model_type", "clip_vision_model");
-  VisionConfig out;
-  out.hidden_size = vision.integer("hidden_size", 768, 1, kMaxWidth);
-  out.intermediate_size = vision.integer("intermediate_size", 3072, 1, kMaxWidth);
-  out.num_layers = vision.integer("num_hidden_layers", 12, 1, kMaxLayers);
-  out.num_heads = vision.integer("num_attention_heads", 12, 1, kMaxWidth);
-  check_head_size(vision, out.hidden_size, out.num_heads);
-  out.image_size = vision.integer("image_size", 224, 1, 8192);
-  out.patch_size = vision.integer("patch_size", 32, 1, out.image_size);
-  if (vision.integer("num_channels", 3) != 3) vision.fail("num_channels", "3");
-  out.layer_norm_eps = vision.number("layer_norm_eps", 1e-5);
-  if (!(out.layer_norm_eps > 0)) vision.fail("layer_norm_eps", "a number above 0");
-  out.activation = read_activation(vision, "hidden_act", "quick_gelu");
-  return out;
+  return read_vision_transformer(vision, 32, 1e-5, "quick_gelu");
 }
 
 VisionConfig clip_336_tower() {
