@@ -8,6 +8,8 @@ from .paths import IMAGES, PHOTOS
 CUTS = {  # name: photograph, box (left, top, right, bottom), size after it
     "landscape.png": ("coffee.png", (60, 40, 540, 340), (128, 80)),
     "portrait.png": ("chelsea.png", (110, 20, 280, 300), (68, 112)),
+    "wide.png": ("coffee.png", (0, 150, 600, 222), (300, 36)),
+    "uneven.png": ("astronaut.png", (100, 0, 352, 194), (126, 97)),
 }
 
 

@@ -4,6 +4,8 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/stack.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,7 +13,9 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
+#include "generate/conversation.h"
 #include "libvar/var_params.h"
 
 namespace libvar::testing {
@@ -53,6 +57,25 @@ inline double relative_error(const at::Tensor& actual, const at::Tensor& expecte
   return ((actual.to(at::kDouble) - expected.to(at::kDouble)).abs().max() /
           expected.to(at::kDouble).abs().max())
       .item<double>();
+}
+
+/// What a conversation makes of given tokens, one decode step each, behind a prompt.
+struct Forced {
+  at::Tensor logits;  ///< [tokens, V] float32
+  at::Tensor phi;     ///< [layers, fed positions]
+};
+
+inline Forced teacher_forced(const Decoder& decoder, const Sequence& prompt,
+                             const std::vector<at::Tensor>& features,
+                             const std::vector<std::int64_t>& tokens, const VarParams& var) {
+  const c10::InferenceMode inference;
+  Conversation conversation(decoder, 0);
+  std::vector<at::Tensor> rows{
+      conversation.prefill(prompt, features, var, static_cast<std::int64_t>(tokens.size()))
+          .to(at::kFloat)};
+  for (std::size_t i = 0; i + 1 < tokens.size(); ++i)
+    rows.push_back(conversation.step(tokens[i], var).to(at::kFloat));
+  return {at::stack(rows), conversation.cache().all_sink_scores().select(1, 0).clone()};
 }
 
 /// The largest value of a kind over all runs of a test case, printed at its end.

@@ -1,7 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/equal.h>
-#include <ATen/ops/stack.h>
 
 #include <c10/core/InferenceMode.h>
 
@@ -15,7 +14,6 @@
 
 #include "catch.h"
 #include "convert/safetensors.h"
-#include "generate/conversation.h"
 #include "golden_fixture.h"
 #include "image/image.h"
 #include "libvar/model.h"
@@ -86,32 +84,16 @@ void for_each_run(bool half, Check check) {
   CHECK(runs > 0);
 }
 
-/// What a conversation makes of given tokens, one decode step each, behind a prompt with the golden
-/// image features.
-struct Forced {
-  at::Tensor logits;  // [tokens, V] float32
-  at::Tensor phi;     // [layers, fed positions]
-};
-
-Forced teacher_forced(const json& golden, const json& run,
-                      const std::vector<at::Tensor>& features) {
-  const c10::InferenceMode inference;
-  const LoadedModel& model = load(golden)->loaded();
-  const auto ids = run.at("prompt_tokens").get<std::vector<std::int64_t>>();
+/// The golden tokens behind the golden prompt.
+Forced forced_run(const json& golden, const json& run, const std::vector<at::Tensor>& features) {
   Sequence prompt;
-  prompt.ids = ids;
+  prompt.ids = run.at("prompt_tokens").get<std::vector<std::int64_t>>();
   for (const json& span : run.at("visual_spans"))
     prompt.visual_spans.emplace_back(span[0], span[1]);
   VarParams var = var_params(run.at("var"));
   if (!var.first_layer) var.first_layer = 2;
-  Conversation conversation(model.decoder, 0);
-  const auto tokens = run.at("tokens").get<std::vector<std::int64_t>>();
-  std::vector<at::Tensor> rows{
-      conversation.prefill(prompt, features, var, static_cast<std::int64_t>(tokens.size()))
-          .to(at::kFloat)};
-  for (std::size_t i = 0; i + 1 < tokens.size(); ++i)
-    rows.push_back(conversation.step(tokens[i], var).to(at::kFloat));
-  return {at::stack(rows), conversation.cache().all_sink_scores().select(1, 0).clone()};
+  return teacher_forced(load(golden)->loaded().decoder, prompt, features,
+                        run.at("tokens").get<std::vector<std::int64_t>>(), var);
 }
 
 /// Features of each image. [N, 3, S, S] -> N of [tokens, D]
@@ -186,7 +168,7 @@ TEST_CASE("sink scores equal the goldens", "[golden]") {
       }
     }
     if (!pixels.defined()) return;
-    const Forced forced = teacher_forced(golden, run, encode(golden, pixels));
+    const Forced forced = forced_run(golden, run, encode(golden, pixels));
     const double error = relative_error(forced.phi, golden_tensor(golden, run.at("phi")));
     CAPTURE(error);
     worst.note(error);
@@ -205,7 +187,7 @@ TEST_CASE("half types stay within twice the error of PyTorch's own", "[golden][h
     for (const ImageSource& image : request.images) {
       images.push_back(process_image(to_tensor(image), model.config.image));
     }
-    const Forced forced = teacher_forced(golden, run, model.encode_images(images));
+    const Forced forced = forced_run(golden, run, model.encode_images(images));
     const at::Tensor error = (forced.logits - golden_tensor(golden, run.at("logits"))).abs();
     const json& torch = run.at("half");
     const double max_error = error.max().item<double>(),
