@@ -15,6 +15,15 @@ enum class ImageMode {
   kDynamic,  ///< to multiples of patch_size * merge_size near its own size
 };
 
+/// Which of a resize's two passes comes first. Levels are rounded to 8 bits between them, so the
+/// order can be seen.
+enum class ResizePassOrder {
+  kHorizontalFirst,  ///< Pillow before 13.0, with which the published results were made
+  /// Pillow 13.0: vertical first where rows are lost, and more than twice as many as columns
+  /// (columns won count as lost ones below 0).
+  kPillow13,
+};
+
 /// Bounds of what a checkpoint or a request may ask for.
 inline constexpr std::int64_t kMostTiles = 128;
 inline constexpr std::int64_t kMostPixels = std::int64_t{1} << 28;
@@ -22,9 +31,10 @@ inline constexpr std::int64_t kMostPixels = std::int64_t{1} << 28;
 /// "crop", "pad", "resize", "tiles" or "dynamic".
 std::string_view to_string(ImageMode mode);
 
-/// What the checkpoint's preprocessor_config.json asks for. Sizes are pixels.
+/// What the checkpoint's preprocessor_config.json asks for, and the request. Sizes are pixels.
 struct ImageProcessorConfig {
   ImageMode mode = ImageMode::kCrop;
+  ResizePassOrder resize_order = ResizePassOrder::kHorizontalFirst;
   bool do_resize = true, do_center_crop = true, do_rescale = true, do_normalize = true;
   std::int64_t shortest_edge = 0;                             ///< kCrop, kPad: resize target
   std::int64_t crop_height = 0, crop_width = 0;               ///< kCrop, kPad

@@ -25,10 +25,10 @@ at::Tensor to_tensor(const ImageSource& source, bool exif_rotation = true);
 /// @throws c10::TypeError, c10::ValueError  not uint8 [H, W, 3] with at least one pixel
 void check_picture(const at::Tensor& image);
 
-/// Bicubic resize with antialiasing, bit for bit that of Pillow before 13.0 (horizontal pass
-/// first).
+/// Bicubic resize with antialiasing, bit for bit that of Pillow in the versions that `order` says.
 /// @param image  uint8 [H, W, 3]
-at::Tensor resize_bicubic(const at::Tensor& image, std::int64_t height, std::int64_t width);
+at::Tensor resize_bicubic(const at::Tensor& image, std::int64_t height, std::int64_t width,
+                          ResizePassOrder order);
 
 /// Resize, crop or pad: the uint8 picture [crop_height, crop_width, 3] before normalisation.
 at::Tensor resize_and_fit(const at::Tensor& image, const ImageProcessorConfig& config);

@@ -119,7 +119,8 @@ at::Tensor resize_and_fit(const at::Tensor& image, const ImageProcessorConfig& c
   window.height = std::min(height, config.crop_height);
   window.width = std::min(width, config.crop_width);
   at::Tensor fitted = at::empty({window.height, window.width, 3}, at::kByte);
-  resize_window(canvas, height, width, window, fitted.mutable_data_ptr<std::uint8_t>());
+  resize_window(canvas, height, width, window, config.resize_order,
+                fitted.mutable_data_ptr<std::uint8_t>());
   if (window.height == config.crop_height && window.width == config.crop_width) return fitted;
   at::Tensor out = at::zeros({config.crop_height, config.crop_width, 3}, at::kByte);
   out.narrow(0, window.top - top, window.height)

@@ -10,11 +10,16 @@
 namespace libvar {
 namespace {
 
+/// What the tower reads of the whole picture at another size.
+at::Tensor resized_values(const at::Tensor& image, std::int64_t height, std::int64_t width,
+                          const ImageProcessorConfig& config) {
+  return normalise(resize_bicubic(image, height, width, config.resize_order), config);
+}
+
 ProcessedImage process_tiles(const at::Tensor& image, const ImageProcessorConfig& config) {
   const TileGrid grid = tile_grid({image.size(0), image.size(1)}, config);
   const std::int64_t side = config.tile_size;
-  const at::Tensor canvas =
-      normalise(resize_bicubic(image, grid.rows * side, grid.columns * side), config);
+  const at::Tensor canvas = resized_values(image, grid.rows * side, grid.columns * side, config);
   std::vector<at::Tensor> tiles;
   for (std::int64_t row = 0; row < grid.rows; ++row) {
     for (std::int64_t column = 0; column < grid.columns; ++column) {
@@ -22,7 +27,7 @@ ProcessedImage process_tiles(const at::Tensor& image, const ImageProcessorConfig
     }
   }
   if (config.use_thumbnail && tiles.size() > 1) {
-    tiles.push_back(normalise(resize_bicubic(image, side, side), config));
+    tiles.push_back(resized_values(image, side, side, config));
   }
   return {at::stack(tiles)};
 }
@@ -35,7 +40,7 @@ ProcessedImage process_dynamic(const at::Tensor& image, const ImageProcessorConf
                     "image: sides of ", size.height, " and ", size.width,
                     " pixels are no multiples of ", patch * merge);
   const std::int64_t rows = size.height / patch, columns = size.width / patch;
-  const at::Tensor pixels = normalise(resize_bicubic(image, size.height, size.width), config);
+  const at::Tensor pixels = resized_values(image, size.height, size.width, config);
   // Patches that are merged lie behind one another; every frame of a patch is the picture.
   const at::Tensor patches =
       pixels.reshape({3, rows / merge, merge, patch, columns / merge, merge, patch})
@@ -55,8 +60,8 @@ ProcessedImage process_image(const at::Tensor& image, const ImageProcessorConfig
     case ImageMode::kPad:
       return {normalise(resize_and_fit(image, config), config).unsqueeze(0)};
     case ImageMode::kResize:
-      return {normalise(resize_bicubic(image, config.resize_height, config.resize_width), config)
-                  .unsqueeze(0)};
+      return {
+          resized_values(image, config.resize_height, config.resize_width, config).unsqueeze(0)};
     case ImageMode::kTiles:
       return process_tiles(image, config);
     case ImageMode::kDynamic:

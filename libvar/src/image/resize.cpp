@@ -12,10 +12,10 @@
 #include "image/image.h"
 #include "libvar/error.h"
 
-// Pillow's arithmetic before 13.0 (src/libImaging/Resample.c), reimplemented: weights in double,
-// normalised, then as integers with 22 fraction bits; horizontal pass first; 8 bits between the
-// passes; no pass along an unchanged side. Compiled without contraction of a * b + c, which would
-// change the weights' last bits.
+// Pillow's arithmetic (src/libImaging/Resample.c), reimplemented: weights in double, normalised,
+// then as integers with 22 fraction bits; 8 bits between the passes; no pass along an unchanged
+// side. Versions differ in the order of the passes only. Compiled without contraction of a * b + c,
+// which would change the weights' last bits.
 
 namespace libvar {
 namespace {
@@ -140,6 +140,25 @@ class CanvasRows {
   std::vector<std::uint8_t> row_, background_;
 };
 
+/// Row i of the vertical pass' result, sums.size() bytes. row_at(y) gives row y of its input.
+template <typename RowAt>
+void blend_rows(const Taps& lines, std::int64_t i, const RowAt& row_at,
+                std::vector<std::int32_t>& sums, std::uint8_t* out) {
+  const std::size_t row_bytes = sums.size();
+  std::int32_t* sum = sums.data();  // a byte stored to `out` could change the vector's own pointer
+  if (lines.stride == 0) {
+    std::memcpy(out, row_at(lines.begin[i]), row_bytes);
+    return;
+  }
+  std::fill(sums.begin(), sums.end(), kHalf);
+  for (std::int64_t y = 0; y < lines.count[i]; ++y) {
+    const std::uint8_t* row = row_at(lines.begin[i] + y);
+    const std::int32_t weight = lines.weights[i * lines.stride + y];
+    for (std::size_t x = 0; x < row_bytes; ++x) sum[x] += row[x] * weight;
+  }
+  for (std::size_t x = 0; x < row_bytes; ++x) out[x] = rounded(sum[x]);
+}
+
 /// The rows that the vertical pass reads, after the horizontal one.
 std::vector<std::uint8_t> horizontal_pass(const Canvas& canvas, const Taps& columns,
                                           std::int64_t begin, std::int64_t end) {
@@ -161,32 +180,53 @@ std::vector<std::uint8_t> horizontal_pass(const Canvas& canvas, const Taps& colu
   return rows;
 }
 
-}  // namespace
-
-void resize_window(const Canvas& canvas, std::int64_t height, std::int64_t width,
-                   const Window& window, std::uint8_t* out) {
-  const Taps columns = make_taps(canvas.width, width, window.left, window.width);
-  const Taps lines = make_taps(canvas.height, height, window.top, window.height);
+void horizontal_then_vertical(const Canvas& canvas, const Taps& columns, const Taps& lines,
+                              std::uint8_t* out) {
   const std::int64_t begin = lines.first();
   const std::vector<std::uint8_t> rows = horizontal_pass(canvas, columns, begin, lines.last());
-  const std::int64_t row_bytes = window.width * kChannels;
+  const std::int64_t row_bytes = static_cast<std::int64_t>(columns.begin.size()) * kChannels;
+  const auto row_at = [&](std::int64_t y) { return rows.data() + (y - begin) * row_bytes; };
   std::vector<std::int32_t> sums(row_bytes);
-  for (std::int64_t i = 0; i < window.height; ++i, out += row_bytes) {
-    const std::uint8_t* row = rows.data() + (lines.begin[i] - begin) * row_bytes;
-    if (lines.stride == 0) {
-      std::memcpy(out, row, row_bytes);
-      continue;
-    }
-    std::fill(sums.begin(), sums.end(), kHalf);
-    for (std::int64_t y = 0; y < lines.count[i]; ++y, row += row_bytes) {
-      const std::int32_t weight = lines.weights[i * lines.stride + y];
-      for (std::int64_t x = 0; x < row_bytes; ++x) sums[x] += row[x] * weight;
-    }
-    for (std::int64_t x = 0; x < row_bytes; ++x) out[x] = rounded(sums[x]);
+  for (std::size_t i = 0; i < lines.begin.size(); ++i, out += row_bytes)
+    blend_rows(lines, static_cast<std::int64_t>(i), row_at, sums, out);
+}
+
+void vertical_then_horizontal(const Canvas& canvas, const Taps& columns, const Taps& lines,
+                              std::uint8_t* out) {
+  const std::int64_t begin = columns.first() * kChannels, end = columns.last() * kChannels;
+  const std::int64_t row_bytes = static_cast<std::int64_t>(columns.begin.size()) * kChannels;
+  CanvasRows source(canvas);
+  const auto row_at = [&](std::int64_t y) { return source.row(y) + begin; };
+  std::vector<std::int32_t> sums(end - begin);
+  std::vector<std::uint8_t> row(end);  // starts at the canvas' left edge, as resize_row expects
+  for (std::size_t i = 0; i < lines.begin.size(); ++i, out += row_bytes) {
+    blend_rows(lines, static_cast<std::int64_t>(i), row_at, sums, row.data() + begin);
+    resize_row(row.data(), columns, out);
   }
 }
 
-at::Tensor resize_bicubic(const at::Tensor& image, std::int64_t height, std::int64_t width) {
+/// Source: ImagingResampleInner of Pillow 13.0.0; the differences have a sign.
+bool is_vertical_first(const Canvas& canvas, std::int64_t height, std::int64_t width,
+                       ResizePassOrder order) {
+  const std::int64_t rows_lost = canvas.height - height, columns_lost = canvas.width - width;
+  return order == ResizePassOrder::kPillow13 && rows_lost > 0 && rows_lost > 2 * columns_lost;
+}
+
+}  // namespace
+
+void resize_window(const Canvas& canvas, std::int64_t height, std::int64_t width,
+                   const Window& window, ResizePassOrder order, std::uint8_t* out) {
+  const Taps columns = make_taps(canvas.width, width, window.left, window.width);
+  const Taps lines = make_taps(canvas.height, height, window.top, window.height);
+  if (is_vertical_first(canvas, height, width, order)) {
+    vertical_then_horizontal(canvas, columns, lines, out);
+  } else {
+    horizontal_then_vertical(canvas, columns, lines, out);
+  }
+}
+
+at::Tensor resize_bicubic(const at::Tensor& image, std::int64_t height, std::int64_t width,
+                          ResizePassOrder order) {
   TORCH_CHECK_TYPE(image.scalar_type() == at::kByte, "resize_bicubic: expected uint8, got ",
                    image.scalar_type());
   TORCH_CHECK_VALUE(
@@ -200,7 +240,8 @@ at::Tensor resize_bicubic(const at::Tensor& image, std::int64_t height, std::int
   canvas.pixels = source.const_data_ptr<std::uint8_t>();
   canvas.height = canvas.picture_height = source.size(0);
   canvas.width = canvas.picture_width = source.size(1);
-  resize_window(canvas, height, width, {0, 0, height, width}, out.mutable_data_ptr<std::uint8_t>());
+  resize_window(canvas, height, width, {0, 0, height, width}, order,
+                out.mutable_data_ptr<std::uint8_t>());
   return out;
 }
 

@@ -3,6 +3,8 @@
 #include <array>
 #include <cstdint>
 
+#include "image/config.h"
+
 namespace libvar {
 
 /// A picture of three interleaved 8-bit channels, lying on a larger canvas of one colour. The
@@ -22,10 +24,12 @@ struct Window {
 
 /// The window of what Pillow's bicubic resize of the canvas to height x width gives, bit for bit.
 ///
+/// The order of the passes is that of the whole canvas, whatever the window.
+///
 /// Only what the window needs is computed: a very long picture whose middle is cut out costs no
 /// more than that.
 /// @param out  window.height * window.width * 3 bytes
 void resize_window(const Canvas& canvas, std::int64_t height, std::int64_t width,
-                   const Window& window, std::uint8_t* out);
+                   const Window& window, ResizePassOrder order, std::uint8_t* out);
 
 }  // namespace libvar

@@ -30,6 +30,12 @@ def unit(seed: int, count: int) -> np.ndarray:
     return high.astype(np.float32) * np.float32(2.0**-23)
 
 
+def picture(seed_name: str, width: int, height: int) -> np.ndarray:
+    """uint8 [height, width, 3]: noise."""
+    noise = unit(fnv1a64(seed_name), height * width * 3)
+    return ((noise + 1) * 128).astype(np.uint8).reshape(height, width, 3)
+
+
 def fill(seed_name: str, tensor: dict) -> np.ndarray:
     """A tensor before its overrides: fl(fl(u * scale) + offset), two roundings, never a fused multiply-add."""
     count = int(np.prod(tensor["shape"]))

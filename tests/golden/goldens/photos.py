@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from . import generator
+from . import generator, resize_order
 from .cases import CLIP_MEAN, CLIP_STD
 from .paths import PHOTOS, ROOT
 
@@ -85,8 +85,7 @@ def resizes() -> dict[str, torch.Tensor]:
     """Random uint8 pictures, smooth ones for every third, and Pillow's bicubic resize of each."""
     out = {}
     for i, (source, target) in enumerate(RESIZES):
-        noise = generator.unit(generator.fnv1a64(f"resize/{i}"), source[0] * source[1] * 3)
-        picture = ((noise + 1) * 128).astype(np.uint8).reshape(source[1], source[0], 3)
+        picture = generator.picture(f"resize/{i}", *source)
         if i % 3 == 2:
             y, x, c = np.mgrid[0 : source[1], 0 : source[0], 0:3]
             picture = (128 + 100 * np.sin(x / 5 + c) * np.cos(y / 7)).astype(np.uint8)
@@ -103,3 +102,4 @@ def make() -> None:
     file = ROOT / "resize.safetensors"
     save_file({**resizes(), "normalise": torch.from_numpy(table())}, str(file))
     file.chmod(0o644)
+    resize_order.make()

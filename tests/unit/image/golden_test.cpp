@@ -99,8 +99,28 @@ TEST_CASE("resize equals Pillow's bit for bit", "[image][golden]") {
     const at::Tensor target = golden_tensor("resize.safetensors", name + ".target");
     const at::Tensor source = golden_tensor("resize.safetensors", name + ".source");
     INFO(name << ": " << source.sizes() << " to " << target.sizes());
-    CHECK(at::equal(resize_bicubic(source, target.size(0), target.size(1)), target));
+    const auto order = ResizePassOrder::kHorizontalFirst;
+    CHECK(at::equal(resize_bicubic(source, target.size(0), target.size(1), order), target));
   }
+}
+
+TEST_CASE("resize has the pass order of either version of Pillow, bit for bit", "[image][golden]") {
+  const std::string file = "resize_order.safetensors";
+  const std::size_t cases = SafetensorsFile::open(golden_path(file)).entries().size() / 3;
+  int differing = 0;
+  for (std::size_t i = 0; i < cases; ++i) {
+    const std::string name = c10::str(i / 10, i % 10);
+    const at::Tensor source = golden_tensor(file, name + ".source");
+    const at::Tensor pillow12 = golden_tensor(file, name + ".pillow12");
+    const at::Tensor pillow13 = golden_tensor(file, name + ".pillow13");
+    INFO(name << ": " << source.sizes() << " to " << pillow12.sizes());
+    const std::int64_t height = pillow12.size(0), width = pillow12.size(1);
+    CHECK(at::equal(resize_bicubic(source, height, width, ResizePassOrder::kHorizontalFirst),
+                    pillow12));
+    CHECK(at::equal(resize_bicubic(source, height, width, ResizePassOrder::kPillow13), pillow13));
+    differing += at::equal(pillow12, pillow13) ? 0 : 1;
+  }
+  CHECK((cases == 33 && differing == 10));
 }
 
 TEST_CASE("files of every format decode to Pillow's pixels", "[image][golden]") {
