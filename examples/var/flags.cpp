@@ -222,6 +222,12 @@ void PromptFlags::add(CLI::App& command) {
       ->type_name("N")
       ->group(group);
   command
+      .add_option("--resize-order", resize_order,
+                  "Order of a resize's two passes: that of Pillow before 13.0, or that of 13.0")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"pillow12", "pillow13"}))
+      ->group(group);
+  command
       .add_flag("--no-exif-rotation", no_exif_rotation,
                 "Leave pictures as their pixels lie in the file")
       ->group(group);
@@ -238,6 +244,7 @@ void PromptFlags::fill(libvar::Request& request) const {
   request.max_tiles = max_tiles;
   request.min_pixels = min_pixels;
   request.max_pixels = max_pixels;
+  request.resize_order = resize_order;
   request.exif_rotation = !no_exif_rotation;
 }
 

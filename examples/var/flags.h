@@ -62,7 +62,7 @@ struct GenerationFlags {
 struct PromptFlags {
   std::vector<std::string> images;
   std::optional<std::string> system;
-  std::string prompt_style = "auto", image_mode = "auto";
+  std::string prompt_style = "auto", image_mode = "auto", resize_order = "pillow12";
   std::optional<std::int64_t> max_tiles, min_pixels, max_pixels;
   bool no_exif_rotation = false;
 

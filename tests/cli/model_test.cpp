@@ -196,6 +196,36 @@ TEST_CASE("--logits writes what torch.load reads", "[cli][golden]") {
   CHECK_FALSE(!(error <= golden_manifest().at("logits_bar").get<double>()));
 }
 
+/// A 24-bit BMP file of a picture like noise; rows are a multiple of four bytes long.
+std::string noise_bmp(std::uint32_t width, std::uint32_t height) {
+  const std::uint32_t pixel_bytes = width * height * 3, head_bytes = 54;
+  std::string file = "BM";
+  for (const std::uint32_t field : {head_bytes + pixel_bytes, 0u, head_bytes, 40u, width, height,
+                                    1u | 24u << 16, 0u, pixel_bytes, 0u, 0u, 0u, 0u}) {
+    for (int byte = 0; byte < 4; ++byte) file += static_cast<char>(field >> 8 * byte & 0xff);
+  }
+  for (std::uint32_t i = 0; i < pixel_bytes; ++i) file += static_cast<char>(i * i % 251);
+  return file;
+}
+
+TEST_CASE("--resize-order reaches the picture", "[cli]") {
+  const TemporaryFolder folder;
+  // 25 rows are lost and 10 columns: Pillow 13 has another order here.
+  write_bytes(folder / "tall.bmp", noise_bmp(80, 200));
+  const auto logits = [&](const Arguments& flags) {
+    const std::string file = (folder / "logits.pt").string();
+    Arguments arguments = ask(golden_run("text_only"), {"--max-new-tokens", "1"});
+    arguments.insert(arguments.end(),
+                     {"--image", (folder / "tall.bmp").string(), "--logits", file});
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    succeed(arguments);
+    return read_bytes(file);
+  };
+  const std::string by_default = logits({});
+  CHECK(logits({"--resize-order", "pillow12"}) == by_default);
+  CHECK(logits({"--resize-order", "pillow13"}) != by_default);
+}
+
 TEST_CASE("draws depend on the seed alone", "[cli]") {
   const auto answer = [](Arguments flags) {
     flags.insert(flags.end(), {"--max-new-tokens", "12"});

@@ -73,8 +73,9 @@ TEST_CASE("wrong usage is one line and exit code 2", "[cli]") {
       ask({"--top-k", "0"}), ask({"--seed", "-1"}), ask({"--device", "gpu"}),
       ask({"--device", "cuda:x"}), ask({"--dtype", "int8"}), ask({"--threads", "0"}),
       ask({"--log-level", "loud"}), ask({"--image-mode", "stretch"}),
-      ask({"--prompt-style", "chatml"}), ask({"--raw-prompt", "x", "--system", "y"}),
-      ask({"a second question"}), Arguments{"convert", "a", "b.pt", "--sink-dims", "1,x"},
+      ask({"--resize-order", "opencv"}), ask({"--prompt-style", "chatml"}),
+      ask({"--raw-prompt", "x", "--system", "y"}), ask({"a second question"}),
+      Arguments{"convert", "a", "b.pt", "--sink-dims", "1,x"},
       Arguments{"convert", "a", "b.pt", "--dtype", "fp8"});
   std::string shown;
   for (const std::string& argument : arguments) shown += argument + " ";

@@ -50,6 +50,9 @@ struct Request {
   std::optional<std::int64_t> max_tiles = {};
   /// Least and most pixels of a picture where a model takes any size; none: the checkpoint's.
   std::optional<std::int64_t> min_pixels = {}, max_pixels = {};
+  /// Whose order the two passes of a resize have: pillow12 (of every Pillow before 13.0: horizontal
+  /// first) or pillow13 (of Pillow 13.0, which goes by the sizes).
+  std::string resize_order = "pillow12";
   bool exif_rotation = true;  ///< turn the picture as its EXIF orientation says
   /// The paper's values unless set; Model::var_defaults() gives those stored with the model, with
   /// `enabled` false where no sink dimensions are known (enabled is a ConfigError there).

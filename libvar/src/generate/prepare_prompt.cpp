@@ -26,6 +26,12 @@ ImageProcessorConfig image_config(const Request& request, ImageProcessorConfig c
     throw ConfigError(
         c10::str("Request: image_mode must be auto, crop or pad, got '", request.image_mode, "'"));
   }
+  if (request.resize_order == "pillow13") {
+    config.resize_order = ResizePassOrder::kPillow13;
+  } else if (request.resize_order != "pillow12") {
+    throw ConfigError(c10::str("Request: resize_order must be pillow12 or pillow13, got '",
+                               request.resize_order, "'"));
+  }
   if (request.max_tiles) {
     if (config.mode != ImageMode::kTiles)
       refuse_option("max_tiles", "cut pictures into tiles", config.mode);

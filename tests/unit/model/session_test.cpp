@@ -1,4 +1,5 @@
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/argmax.h>
 #include <ATen/ops/equal.h>
 #include <c10/core/InferenceMode.h>
@@ -52,6 +53,15 @@ Request cat_question(std::int64_t max_new_tokens = 12) {
 
 Answer ask(const Request& request, const TextCallback& on_text = {}) {
   return Session(mha()).ask(request, on_text);
+}
+
+RgbImage rgb_image(const at::Tensor& pixels) {
+  RgbImage image;
+  image.height = pixels.size(0);
+  image.width = pixels.size(1);
+  image.pixels.assign(pixels.const_data_ptr<std::uint8_t>(),
+                      pixels.const_data_ptr<std::uint8_t>() + pixels.numel());
+  return image;
 }
 
 /// The golden mha checkpoint, changed and converted.
@@ -272,14 +282,29 @@ TEST_CASE("the token that ended an answer by length is a generated one in the fo
 
 TEST_CASE("pixels in memory answer as the file they were read from", "[session]") {
   const at::Tensor pixels = read_image(golden_folder() / "images/landscape.png").contiguous();
-  RgbImage image;
-  image.height = pixels.size(0);
-  image.width = pixels.size(1);
-  image.pixels.assign(pixels.const_data_ptr<std::uint8_t>(),
-                      pixels.const_data_ptr<std::uint8_t>() + pixels.numel());
   Request request = cat_question();
-  request.images = {image};
+  request.images = {rgb_image(pixels)};
   CHECK(ask(request).tokens == ask(cat_question()).tokens);
+}
+
+TEST_CASE("a request says which Pillow its resizes equal", "[session]") {
+  // To 70 x 175: 25 rows are lost and 10 columns. A picture of that size stays as it is.
+  const at::Tensor picture =
+      at::arange(200 * 80 * 3).square().remainder(251).to(at::kByte).view({200, 80, 3});
+  const auto logits = [](const at::Tensor& pixels, const std::string& order) {
+    Request request = cat_question(1);
+    request.images = {rgb_image(pixels)};
+    request.resize_order = order;
+    request.return_logits = true;
+    return ask(request).logits;
+  };
+  const at::Tensor pillow12 = logits(picture, "pillow12"), pillow13 = logits(picture, "pillow13");
+  CHECK(!at::equal(pillow12, pillow13));
+  const auto resized = [&](ResizePassOrder order) {
+    return logits(resize_bicubic(picture, 175, 70, order), "pillow12");
+  };
+  CHECK(at::equal(pillow12, resized(ResizePassOrder::kHorizontalFirst)));
+  CHECK(at::equal(pillow13, resized(ResizePassOrder::kPillow13)));
 }
 
 TEST_CASE("a request that can't be answered is refused in one line", "[session]") {
@@ -303,6 +328,8 @@ TEST_CASE("a request that can't be answered is refused in one line", "[session]"
   CHECK_THAT(message([](Request& r) { r.raw_prompt = "no place"; }),
              Contains("0 <image> places") && Contains("1 images"));
   CHECK_THAT(message([](Request& r) { r.image_mode = "stretch"; }), Contains("stretch"));
+  CHECK_THAT(message([](Request& r) { r.resize_order = "opencv"; }),
+             Contains("pillow12 or pillow13") && Contains("opencv"));
   CHECK_THAT(message([](Request& r) { r.prompt_style = "gpt"; }), Contains("gpt"));
   CHECK_THAT(message([](Request& r) { r.var.tau = NAN; }), Contains("tau"));
   CHECK_THAT(message([](Request& r) { r.var.p = 2.0f; }), Contains("p must"));
