@@ -143,6 +143,13 @@ void write_original(const std::filesystem::path& dir, const json& golden, bool i
   if (!inside) write_weights(folder, tower);
 }
 
+const json& case_of(const json& manifest, const std::string& name) {
+  for (const json& golden : manifest.at("cases")) {
+    if (golden.at("name") == name) return golden;
+  }
+  throw std::runtime_error("no golden case " + name);
+}
+
 }  // namespace
 
 std::filesystem::path golden_folder() {
@@ -155,10 +162,7 @@ const json& golden_manifest() {
 }
 
 const json& golden_case(const std::string& name) {
-  for (const json& golden : golden_manifest().at("cases")) {
-    if (golden.at("name") == name) return golden;
-  }
-  throw std::runtime_error("no golden case " + name);
+  return case_of(golden_manifest(), name);
 }
 
 std::vector<std::string> golden_case_names() {
@@ -247,6 +251,42 @@ void write_golden_checkpoint(const std::filesystem::path& dir, const json& golde
   write_bytes(dir / "generation_config.json", golden.at("generation_config").dump(2));
   write_bytes(dir / "preprocessor_config.json", golden.at("preprocessor_config").dump(2));
   copy_tokenizer(dir, golden.at("tokenizer_files"));
+}
+
+const json& families_manifest() {
+  static const json manifest =
+      json::parse(read_bytes(golden_folder() / "families" / "manifest.json"));
+  return manifest;
+}
+
+const json& family_case(const std::string& name) {
+  return case_of(families_manifest(), name);
+}
+
+FamilyCheckpoint::FamilyCheckpoint(const json& golden)
+    : tensors(golden_weights(golden)),
+      files(golden.at("files").get<std::map<std::string, json>>()) {
+  const std::filesystem::path folder = golden.value("copies_to", "");
+  for (const json& file : golden.at("copies")) {
+    const std::filesystem::path from = golden_folder() / file.get<std::string>();
+    copies.emplace((folder / from.filename()).string(), from);
+  }
+}
+
+void FamilyCheckpoint::write(const std::filesystem::path& dir) const {
+  std::map<std::string, Tensors> folders;
+  for (const auto& [name, tensor] : tensors) {
+    const std::size_t slash = name.find('/');
+    const bool inside = slash != std::string::npos;
+    folders[inside ? name.substr(0, slash) : "."].emplace(inside ? name.substr(slash + 1) : name,
+                                                          tensor);
+  }
+  for (const auto& [name, part] : folders) write_weights(dir / name, part, /*shards=*/2);
+  for (const auto& [name, content] : files) write_bytes(dir / name, content.dump(2));
+  for (const auto& [name, from] : copies) {
+    std::filesystem::create_directories((dir / name).parent_path());
+    std::filesystem::copy_file(from, dir / name);
+  }
 }
 
 std::filesystem::path golden_archive(const std::string& name, bool original) {

@@ -43,6 +43,23 @@ void write_golden_checkpoint(const std::filesystem::path& dir, const nlohmann::j
 /// `original` says so); removed when the process ends.
 std::filesystem::path golden_archive(const std::string& name, bool original = false);
 
+/// tests/golden/families/manifest.json.
+const nlohmann::json& families_manifest();
+
+/// Its entry of a case ("qwen_flat", "internvl_small", "vila_llama2", ...).
+const nlohmann::json& family_case(const std::string& name);
+
+/// The checkpoint of a family's case in its published form; tests change a part and write it.
+struct FamilyCheckpoint {
+  Tensors tensors;                                      ///< "llm/model.norm.weight" lies in llm/
+  std::map<std::string, nlohmann::json> files;          ///< by name in the checkpoint
+  std::map<std::string, std::filesystem::path> copies;  ///< tokenizer files, likewise
+
+  explicit FamilyCheckpoint(const nlohmann::json& golden);
+  /// Each folder's tensors are two shards with an index.
+  void write(const std::filesystem::path& dir) const;
+};
+
 /// Writes one safetensors file.
 void write_safetensors(const std::filesystem::path& path, const Tensors& tensors);
 

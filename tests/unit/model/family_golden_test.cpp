@@ -7,8 +7,6 @@
 #include <ATen/ops/equal.h>
 
 #include <filesystem>
-#include <fstream>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,12 +31,6 @@ namespace {
 
 using Spans = std::vector<std::pair<std::int64_t, std::int64_t>>;
 
-const json& families_manifest() {
-  static const json manifest =
-      json::parse(read_bytes(golden_folder() / "families" / "manifest.json"));
-  return manifest;
-}
-
 constexpr int kRuns = 67;              // of the float32 cases
 constexpr double kFeaturesBar = 2e-5;  // of the largest feature
 constexpr double kPhiBar = 2e-5;       // of the largest sink score
@@ -59,23 +51,7 @@ at::Tensor strided(const at::Tensor& tensor, const char* key) {
 std::shared_ptr<const Model> load(const json& golden) {
   const TemporaryFolder folder;
   const std::filesystem::path checkpoint = folder / "checkpoint";
-  std::map<std::string, Tensors> folders;  // "llm/model.norm.weight" lies in llm
-  for (auto& [name, tensor] : golden_weights(golden)) {
-    const std::size_t slash = name.find('/');
-    const bool inside = slash != std::string::npos;
-    folders[inside ? name.substr(0, slash) : "."].emplace(inside ? name.substr(slash + 1) : name,
-                                                          tensor);
-  }
-  for (const auto& [name, tensors] : folders) {
-    std::filesystem::create_directories(checkpoint / name);
-    write_weights(checkpoint / name, tensors, /*shards=*/2);
-  }
-  for (const auto& [name, content] : golden.at("files").items())
-    write_bytes(checkpoint / name, content.dump(2));
-  for (const json& file : golden.at("copies")) {
-    const std::filesystem::path from = golden_folder() / file.get<std::string>();
-    std::filesystem::copy_file(from, checkpoint / golden.value("copies_to", ".") / from.filename());
-  }
+  FamilyCheckpoint(golden).write(checkpoint);
   ConvertOptions options;
   options.sink_dims = golden.at("sink_dims").get<std::vector<std::int64_t>>();
   convert_checkpoint(checkpoint, folder / "model.pt", options);
