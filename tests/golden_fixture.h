@@ -46,7 +46,7 @@ std::filesystem::path golden_archive(const std::string& name, bool original = fa
 /// tests/golden/families/manifest.json.
 const nlohmann::json& families_manifest();
 
-/// Its entry of a case ("qwen_flat", "internvl_small", "vila_llama2", ...).
+/// Its entry of a case ("qwen_flat", "internvl_small", "vila15_llama2", ...).
 const nlohmann::json& family_case(const std::string& name);
 
 /// The checkpoint of a family's case in its published form; tests change a part and write it.

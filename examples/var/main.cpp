@@ -22,6 +22,19 @@ void print_error(std::string text) {
   std::fprintf(stderr, "var: error: %s\n", text.c_str());
 }
 
+/// The argument in the place of a subcommand that nobody knows; empty where none stands there.
+std::string unknown_subcommand(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* command = &app;
+  int place = 1;
+  while (!command->get_subcommands().empty()) {
+    command = command->get_subcommands().front();
+    ++place;
+  }
+  const bool unknown =
+      command->get_require_subcommand_min() > 0 && place < argc && argv[place][0] != '-';
+  return unknown ? argv[place] : "";
+}
+
 int run_action(const Action& action) {
   try {
     const int code = action();
@@ -67,8 +80,8 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& request) {  // --help, --version
     return app.exit(request);
   } catch (const CLI::RequiredError& error) {
-    const bool named = argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty();
-    print_error((named ? std::string("unknown subcommand: ") + argv[1] : error.what()) +
+    const std::string unknown = unknown_subcommand(app, argc, argv);
+    print_error((unknown.empty() ? error.what() : "unknown subcommand: " + unknown) +
                 " (see --help)");
     return kUsage;
   } catch (const CLI::ParseError& error) {

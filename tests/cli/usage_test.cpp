@@ -90,6 +90,8 @@ TEST_CASE("a usage error names the flag and what it expects", "[cli]") {
              Contains("--preset") && Contains("vision-centric"));
   CHECK_THAT(run_command(ask({"--tua", "20"})).err, Contains("--tua"));
   CHECK_THAT(run_command({"sing", "model.pt"}).err, Contains("unknown subcommand: sing"));
+  CHECK_THAT(run_command({"sinks", "find", "m.pt"}).err, Contains("unknown subcommand: find"));
+  CHECK_THAT(run_command({"sinks", "discover"}).err, Contains("MODEL.pt is required"));
   CHECK_THAT(run_command(ask({"--device", "gpu"})).err,
              Contains("expected auto, cpu, cuda or cuda:N, got gpu"));
 }

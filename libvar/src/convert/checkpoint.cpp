@@ -90,9 +90,9 @@ void read_files(const std::filesystem::path& dir, const std::string& prefix,
   }
   throw ArchiveError(
       dir.string() + ": holds pickled weights only (" + pickle +
-      "), which can run code; load it with transformers' LlavaForConditionalGeneration, call "
-      "save_pretrained(FOLDER, safe_serialization=True) and convert FOLDER, or write its tensors "
-      "with safetensors.torch.save_file");
+      "), which can run code; load it with its transformers class, call save_pretrained(FOLDER, "
+      "safe_serialization=True) and convert FOLDER, or write its tensors with "
+      "safetensors.torch.save_file");
 }
 
 }  // namespace

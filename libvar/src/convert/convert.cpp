@@ -50,6 +50,7 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
 struct PublishedTensor {
   CheckpointTensor tensor;
   std::function<at::Tensor(const at::Tensor&)> part;
+  std::int64_t rows = 0;
 
   at::Tensor read() const {
     const at::Tensor whole = tensor.file->tensor(tensor.name);
@@ -59,6 +60,11 @@ struct PublishedTensor {
   std::vector<std::int64_t> shape() const {
     const std::vector<std::int64_t>& whole = tensor.entry().shape;
     if (!part) return whole;
+    if (whole.empty() || whole.front() != rows) {
+      throw ArchiveError(tensor.file->path().string() + ": tensor " + tensor.name + ": expected " +
+                         std::to_string(rows) + " rows, as config.json says, found shape " +
+                         shape_text(whole));
+    }
     try {
       return part(at::empty(whole, at::TensorOptions(at::kMeta))).sizes().vec();
     } catch (const c10::Error&) {
@@ -84,27 +90,39 @@ at::Tensor read_as(const PublishedTensor& published, at::ScalarType dtype) {
   return out;
 }
 
+[[noreturn]] void fail_missing(const Checkpoint& checkpoint, std::filesystem::path dir,
+                               const std::string& canonical) {
+  std::string name = checkpoint.family->published_name(canonical, checkpoint.files);
+  for (const CheckpointPart& part : checkpoint.family->parts(checkpoint.files)) {
+    if (!name.starts_with(part.tensor_prefix)) continue;
+    dir /= part.folder;
+    name.erase(0, part.tensor_prefix.size());
+    break;
+  }
+  throw ArchiveError(dir.string() + ": tensor " + name + " is missing");
+}
+
 /// The published tensors under their canonical names. What the configuration asks for is checked;
 /// the rest is kept, but for buffers and a head that is tied to the embeddings.
 std::map<std::string, PublishedTensor> canonical_tensors(const Checkpoint& checkpoint,
                                                          const ModelConfig& config,
-                                                         const std::string& where) {
+                                                         const std::filesystem::path& dir) {
   std::map<std::string, PublishedTensor> out;
   const std::string head = config.decoder_scope + "lm_head.weight";
   for (const auto& [name, tensor] : checkpoint.tensors) {
     for (CanonicalTensor& canonical : checkpoint.family->canonical_tensors(name, config)) {
       if (config.decoder.tie_word_embeddings && canonical.name == head) continue;
-      const auto [found, is_new] =
-          out.emplace(canonical.name, PublishedTensor{tensor, std::move(canonical.part)});
+      const auto [found, is_new] = out.emplace(
+          canonical.name, PublishedTensor{tensor, std::move(canonical.part), canonical.rows});
       if (!is_new) {
-        throw ArchiveError(where + ": tensors " + found->second.tensor.name + " and " + name +
-                           " both are " + canonical.name);
+        throw ArchiveError(dir.string() + ": tensors " + found->second.tensor.name + " and " +
+                           name + " both are " + canonical.name);
       }
     }
   }
   for (const TensorSpec& spec : checkpoint.family->expected_tensors(config)) {
     const auto found = out.find(spec.name);
-    if (found == out.end()) throw ArchiveError(where + ": tensor " + spec.name + " is missing");
+    if (found == out.end()) fail_missing(checkpoint, dir, spec.name);
     const CheckpointTensor& tensor = found->second.tensor;
     if (const auto shape = found->second.shape(); shape != spec.shape) {
       throw ArchiveError(tensor.file->path().string() + ": tensor " + tensor.name +
@@ -113,6 +131,24 @@ std::map<std::string, PublishedTensor> canonical_tensors(const Checkpoint& check
     }
   }
   return out;
+}
+
+/// What `call` gives; its ArchiveErrors begin with the folder.
+template <typename Call>
+auto in_folder(const std::filesystem::path& folder, const Call& call) {
+  try {
+    return call();
+  } catch (const ArchiveError& error) {
+    throw ArchiveError(folder.string() + ": " + error.what());
+  }
+}
+
+std::filesystem::path tokenizer_folder(const std::filesystem::path& dir,
+                                       const Checkpoint& checkpoint) {
+  for (const CheckpointPart& part : checkpoint.family->parts(checkpoint.files)) {
+    if (part.holds_tokenizer) return dir / part.folder;
+  }
+  return dir;
 }
 
 void check_tokenizer(const CheckpointFiles& files, const ModelConfig& config) {
@@ -173,20 +209,16 @@ void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
   check_options(options);
   Checkpoint checkpoint = open_checkpoint(checkpoint_dir);
   add_vision_folder(checkpoint_dir, checkpoint);
-  const std::string where = checkpoint_dir.string();
-  ModelConfig config;
-  try {
-    config = checkpoint.family->read_config(checkpoint.files);
-    check_tokenizer(checkpoint.files, config);
-  } catch (const ArchiveError& error) {
-    throw ArchiveError(where + ": " + error.what());
-  }
+  const ModelConfig config =
+      in_folder(checkpoint_dir, [&] { return checkpoint.family->read_config(checkpoint.files); });
+  in_folder(tokenizer_folder(checkpoint_dir, checkpoint),
+            [&] { check_tokenizer(checkpoint.files, config); });
   if (options.first_layer && *options.first_layer >= config.decoder.num_layers) {
     throw ConfigError("first_layer: expected less than the model's " +
                       std::to_string(config.decoder.num_layers) + " layers, found " +
                       std::to_string(*options.first_layer));
   }
-  const auto tensors = canonical_tensors(checkpoint, config, where);
+  const auto tensors = canonical_tensors(checkpoint, config, checkpoint_dir);
   refuse_overwriting(out, checkpoint_dir, checkpoint);
 
   ArchiveManifest manifest;

@@ -76,11 +76,15 @@ DecoderConfig read_decoder(const JsonFields& text, const JsonFields& top,
     text.fail("num_key_value_heads",
               "a divisor of num_attention_heads " + std::to_string(out.num_heads));
   }
-  if (!text.has("head_dim")) check_head_size(text, out.hidden_size, out.num_heads);
-  out.head_dim = text.integer("head_dim", out.hidden_size / out.num_heads, 2, kMaxWidth);
-  if (out.head_dim % 2 != 0) {
-    throw ArchiveError("config.json: head_dim: expected an even number, found " +
-                       std::to_string(out.head_dim));
+  if (text.has("head_dim")) {
+    out.head_dim = text.integer("head_dim", {}, 2, kMaxWidth);
+    if (out.head_dim % 2 != 0) text.fail("head_dim", "an even number");
+  } else {
+    out.head_dim = out.hidden_size / out.num_heads;
+    if (out.hidden_size % (2 * out.num_heads) != 0) {
+      text.fail("hidden_size",
+                "an even multiple of num_attention_heads " + std::to_string(out.num_heads));
+    }
   }
   out.vocab_size = text.integer("vocab_size", defaults.vocab_size, 1, kMaxPositions);
   out.max_positions =

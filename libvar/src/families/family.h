@@ -35,6 +35,7 @@ struct CanonicalTensor {
   std::string name;  ///< layout A
   /// The part of the published tensor, by views and copies alone; null: all of it.
   std::function<at::Tensor(const at::Tensor&)> part = {};
+  std::int64_t rows = 0;  ///< where there is a part: rows of the published tensor
 };
 
 /// A folder of a checkpoint that holds a part of the model.
@@ -76,6 +77,12 @@ class Family {
   /// The same for families that publish several canonical tensors as one; empty: not needed.
   virtual std::vector<CanonicalTensor> canonical_tensors(const std::string& name,
                                                          const ModelConfig& config) const;
+
+  /// How the checkpoint spells the canonical tensor, or the one that holds it, with the prefix of
+  /// its folder: to tell what is missing.
+  virtual std::string published_name(const std::string& canonical, const CheckpointFiles&) const {
+    return canonical;
+  }
 
   /// The folders in which the model lies; empty: it lies beside config.json. The configurations of
   /// a folder get its name and a slash before their own.

@@ -83,9 +83,9 @@ std::optional<ProcessorJson> find_processor(const CheckpointFiles& files) {
   return ProcessorJson{json.at("image_processor"), file->first + ": image_processor"};
 }
 
-ProcessorJson require_processor(const CheckpointFiles& files) {
+ProcessorJson require_processor(const CheckpointFiles& files, const std::string& published) {
   std::optional<ProcessorJson> found = find_processor(files);
-  if (!found) throw ArchiveError("preprocessor_config.json is missing");
+  if (!found) throw ArchiveError(published + " is missing");
   return *std::move(found);
 }
 

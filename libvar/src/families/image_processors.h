@@ -24,8 +24,10 @@ struct ProcessorJson {
 /// keeps the same; none: there is none.
 std::optional<ProcessorJson> find_processor(const CheckpointFiles& files);
 
+/// @param published  where the family publishes it
 /// @throws ArchiveError  there is none
-ProcessorJson require_processor(const CheckpointFiles& files);
+ProcessorJson require_processor(const CheckpointFiles& files,
+                                const std::string& published = "preprocessor_config.json");
 
 /// A CLIPImageProcessor. @param image_size  pixels that the vision tower reads
 ImageProcessorConfig read_clip_processor(const JsonFields& fields, std::int64_t image_size);

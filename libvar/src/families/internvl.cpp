@@ -168,8 +168,8 @@ class InternVlFamily : public Family {
   }
 
   std::optional<std::string> canonical_name(const std::string& name) const override {
-    DecoderConfig any;  // sizes play no part in a name
-    any.num_heads = any.num_kv_heads = any.head_dim = 1;
+    ModelConfig any;  // sizes play no part in a name
+    any.decoder.num_heads = any.decoder.num_kv_heads = any.decoder.head_dim = 1;
     const std::vector<CanonicalTensor> tensors = internvl_canonical_tensors(name, any);
     if (tensors.empty()) return {};
     return tensors.front().name;
@@ -177,7 +177,14 @@ class InternVlFamily : public Family {
 
   std::vector<CanonicalTensor> canonical_tensors(const std::string& name,
                                                  const ModelConfig& config) const override {
-    return internvl_canonical_tensors(name, config.decoder);
+    return internvl_canonical_tensors(name, config);
+  }
+
+  std::string published_name(const std::string& canonical,
+                             const CheckpointFiles& files) const override {
+    const nlohmann::json json = JsonFields::parse(files.at("config.json"), "config.json");
+    return is_native(JsonFields(json, "config.json")) ? canonical
+                                                      : internvl_published_name(canonical);
   }
 
   std::vector<std::string> vision_folders(const CheckpointFiles&) const override { return {}; }

@@ -13,15 +13,18 @@ namespace {
 
 using Pair = std::pair<std::string_view, std::string_view>;
 
-/// What stands before the rest of a name; first match wins.
-constexpr std::array<Pair, 9> kPrefixes{{
+/// What stands before the rest of a published name; first match wins.
+constexpr std::array<Pair, 6> kPublishedPrefixes{{
     {"language_model.output.", "language_model.lm_head."},
     {"language_model.model.tok_embeddings.", "language_model.model.embed_tokens."},
     {"vision_model.", "vision_tower."},
     {"mlp1.0.", "multi_modal_projector.layer_norm."},
     {"mlp1.1.", "multi_modal_projector.linear_1."},
     {"mlp1.3.", "multi_modal_projector.linear_2."},
-    // transformers in memory
+}};
+
+/// The same of transformers in memory.
+constexpr std::array<Pair, 3> kMemoryPrefixes{{
     {"model.language_model.", "language_model.model."},
     {"lm_head.", "language_model.lm_head."},
     {"model.", ""},
@@ -49,8 +52,28 @@ constexpr std::array<Pair, 9> kTowerParts{{
     {".ls2", ".lambda_2"},
 }};
 
-std::string with_prefix(const std::string& name) {
-  for (const auto& [from, to] : kPrefixes) {
+/// Parts of canonical names that lie in a fused projection.
+constexpr std::array<Pair, 3> kDecoderFused{{
+    {".self_attn.q_proj.", ".attention.wqkv."},
+    {".self_attn.k_proj.", ".attention.wqkv."},
+    {".self_attn.v_proj.", ".attention.wqkv."},
+}};
+
+constexpr std::array<Pair, 3> kTowerFused{{
+    {".attention.q_proj.", ".attn.qkv."},
+    {".attention.k_proj.", ".attn.qkv."},
+    {".attention.v_proj.", ".attn.qkv."},
+}};
+
+template <std::size_t count>
+constexpr std::array<Pair, count> swapped(std::array<Pair, count> pairs) {
+  for (auto& [from, to] : pairs) std::swap(from, to);
+  return pairs;
+}
+
+template <std::size_t count>
+std::string with_prefix(const std::string& name, const std::array<Pair, count>& prefixes) {
+  for (const auto& [from, to] : prefixes) {
     if (name.starts_with(from)) return std::string(to).append(name, from.size());
   }
   return name;
@@ -82,19 +105,20 @@ std::vector<CanonicalTensor> split_by_key_heads(const std::string& name,
     };
   };
   const std::string_view fused = ".attention.wqkv.";
-  return {{replaced(name, fused, ".self_attn.q_proj."), slots(0, group)},
-          {replaced(name, fused, ".self_attn.k_proj."), slots(group, 1)},
-          {replaced(name, fused, ".self_attn.v_proj."), slots(group + 1, 1)}};
+  const std::int64_t rows = kv_heads * (group + 2) * head_dim;
+  return {{replaced(name, fused, ".self_attn.q_proj."), slots(0, group), rows},
+          {replaced(name, fused, ".self_attn.k_proj."), slots(group, 1), rows},
+          {replaced(name, fused, ".self_attn.v_proj."), slots(group + 1, 1), rows}};
 }
 
-std::vector<CanonicalTensor> split_in_thirds(const std::string& name) {
+std::vector<CanonicalTensor> split_in_thirds(const std::string& name, std::int64_t rows) {
   const auto third = [](std::int64_t i) {
     return [i](const at::Tensor& fused) { return fused.unflatten(0, {3, -1}).select(0, i); };
   };
   const std::string_view fused = ".attn.qkv.";
-  return {{replaced(name, fused, ".attention.q_proj."), third(0)},
-          {replaced(name, fused, ".attention.k_proj."), third(1)},
-          {replaced(name, fused, ".attention.v_proj."), third(2)}};
+  return {{replaced(name, fused, ".attention.q_proj."), third(0), rows},
+          {replaced(name, fused, ".attention.k_proj."), third(1), rows},
+          {replaced(name, fused, ".attention.v_proj."), third(2), rows}};
 }
 
 void add_tower(TensorSpecs& specs, const VisionConfig& vision) {
@@ -122,18 +146,28 @@ void add_tower(TensorSpecs& specs, const VisionConfig& vision) {
 }  // namespace
 
 std::vector<CanonicalTensor> internvl_canonical_tensors(const std::string& name,
-                                                        const DecoderConfig& decoder) {
+                                                        const ModelConfig& config) {
   if (name.ends_with(".rotary_emb.inv_freq")) return {};
-  const std::string canonical = with_prefix(name);
+  std::string canonical = with_prefix(name, kPublishedPrefixes);
+  if (canonical == name) canonical = with_prefix(name, kMemoryPrefixes);
   if (canonical.starts_with("language_model.")) {
     if (canonical.find(".attention.wqkv.") != std::string::npos)
-      return split_by_key_heads(canonical, decoder);
+      return split_by_key_heads(canonical, config.decoder);
     return {{with_parts(canonical, kDecoderParts)}};
   }
   if (!name.starts_with("vision_model.")) return {{canonical}};
   const std::string tower = with_parts(canonical, kTowerParts);
-  if (tower.find(".attn.qkv.") != std::string::npos) return split_in_thirds(tower);
+  if (tower.find(".attn.qkv.") != std::string::npos)
+    return split_in_thirds(tower, 3 * config.vision.hidden_size);
   return {{tower}};
+}
+
+std::string internvl_published_name(const std::string& canonical) {
+  const std::string name =
+      canonical.starts_with("language_model.")
+          ? with_parts(with_parts(canonical, kDecoderFused), swapped(kDecoderParts))
+          : with_parts(with_parts(canonical, kTowerFused), swapped(kTowerParts));
+  return with_prefix(name, swapped(kPublishedPrefixes));
 }
 
 std::vector<TensorSpec> internvl_expected_tensors(const ModelConfig& config) {

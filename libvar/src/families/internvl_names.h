@@ -11,7 +11,10 @@ namespace libvar {
 /// transformers' layouts; empty: a buffer. Fused projections are taken apart: wqkv by key heads,
 /// each with its queries, its key and its value; qkv of the tower in thirds.
 std::vector<CanonicalTensor> internvl_canonical_tensors(const std::string& name,
-                                                        const DecoderConfig& decoder);
+                                                        const ModelConfig& config);
+
+/// The name under which InternVLChatModel publishes a canonical tensor, or the one that holds it.
+std::string internvl_published_name(const std::string& canonical);
 
 /// The tensors of an InternVL with an InternViT tower.
 std::vector<TensorSpec> internvl_expected_tensors(const ModelConfig& config);

@@ -20,6 +20,13 @@ namespace {
 
 constexpr const char* kEndOfTurn = "<|eot_id|>";  // of Llama-3's chats
 
+/// Layers of the projector, as published and canonical.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kProjectorLayers{{
+    {"mm_projector.layers.1.", "multi_modal_projector.layer_norm."},
+    {"mm_projector.layers.2.", "multi_modal_projector.linear_1."},
+    {"mm_projector.layers.4.", "multi_modal_projector.linear_2."},
+}};
+
 /// A configuration of one of the checkpoint's folders.
 nlohmann::json part_config(const CheckpointFiles& files, const std::string& name) {
   const auto file = files.find(name);
@@ -117,7 +124,9 @@ class VilaFamily : public Family {
       projector.fail("mm_projector_type", "mlp_downsample");
     if (config.text("image_aspect_ratio", "resize") != "resize")
       config.fail("image_aspect_ratio", "resize");
-    out.image = read_resize_processor(require_processor(files).fields(), out.vision.image_size);
+    out.image = read_resize_processor(
+        require_processor(files, "vision_tower/preprocessor_config.json").fields(),
+        out.vision.image_size);
     out.stop_tokens = read_llm_stops(files, llm, out.decoder.vocab_size);
     const auto turn = end_of_turn(files);
     out.prompt_style = turn ? PromptStyle::kLlama3 : PromptStyle::kVicunaV1;
@@ -136,13 +145,15 @@ class VilaFamily : public Family {
         name.starts_with("vision_tower.vision_model.head.")) {
       return {};
     }
-    constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kPrefixes{{
-        {"mm_projector.layers.1.", "multi_modal_projector.layer_norm."},
-        {"mm_projector.layers.2.", "multi_modal_projector.linear_1."},
-        {"mm_projector.layers.4.", "multi_modal_projector.linear_2."},
-    }};
-    for (const auto& [from, to] : kPrefixes) {
-      if (name.starts_with(from)) return std::string(to).append(name, from.size());
+    for (const auto& [published, canonical] : kProjectorLayers) {
+      if (name.starts_with(published)) return std::string(canonical).append(name, published.size());
+    }
+    return name;
+  }
+
+  std::string published_name(const std::string& name, const CheckpointFiles&) const override {
+    for (const auto& [published, canonical] : kProjectorLayers) {
+      if (name.starts_with(canonical)) return std::string(published).append(name, canonical.size());
     }
     return name;
   }

@@ -2,8 +2,10 @@
 
 #include <c10/util/StringUtil.h>
 
+#include <filesystem>
 #include <string>
 #include <utility>
+#include <variant>
 
 #include "generate/prompt_ids.h"
 #include "libvar/error.h"
@@ -55,6 +57,18 @@ ImageProcessorConfig image_config(const Request& request, ImageProcessorConfig c
   return config;
 }
 
+ProcessedImage read_and_process(const ImageSource& source, bool exif_rotation,
+                                const ImageProcessorConfig& processor) {
+  const at::Tensor image = to_tensor(source, exif_rotation);
+  try {
+    return process_image(image, processor);
+  } catch (const InputError& error) {  // of its size
+    const auto* path = std::get_if<std::filesystem::path>(&source);
+    throw InputError(
+        c10::str("image ", path != nullptr ? path->string() : "in memory", ": ", error.what()));
+  }
+}
+
 /// One image token at each place of an image.
 std::vector<std::int64_t> request_ids(const LoadedModel& model, const Request& request,
                                       bool first_turn) {
@@ -86,7 +100,7 @@ PreparedPrompt prepare_prompt(const LoadedModel& model, const Request& request, 
   PreparedPrompt out;
   std::vector<VisualSize> sizes;
   for (const ImageSource& source : request.images) {
-    out.images.push_back(process_image(to_tensor(source, request.exif_rotation), processor));
+    out.images.push_back(read_and_process(source, request.exif_rotation, processor));
     sizes.push_back(model.visual_size(out.images.back()));
   }
   out.sequence = expand_image_tokens(ids, model.image_token(), sizes);

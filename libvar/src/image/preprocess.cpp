@@ -31,7 +31,7 @@ Canvas make_canvas(const at::Tensor& image, const ImageProcessorConfig& config) 
   const std::int64_t side = std::max(canvas.height, canvas.width);
   if (side > kMaxCanvasSide && canvas.height != canvas.width) {
     throw InputError(
-        c10::str("image of ", canvas.width, " x ", canvas.height,
+        c10::str(canvas.width, " x ", canvas.height,
                  " pixels: too long to be padded to a square, its longer side may have at most ",
                  kMaxCanvasSide));
   }
@@ -106,9 +106,9 @@ at::Tensor resize_and_fit(const at::Tensor& image, const ImageProcessorConfig& c
   const auto [height, width] = config.do_resize ? resized_size(canvas, config.shortest_edge)
                                                 : std::pair(canvas.height, canvas.width);
   if (!config.do_center_crop && (height != config.crop_height || width != config.crop_width)) {
-    throw InputError(c10::str("image of ", image.size(1), " x ", image.size(0), " pixels becomes ",
-                              width, " x ", height, ", but the model takes ", config.crop_width,
-                              " x ", config.crop_height, " and its processor crops nothing"));
+    throw InputError(c10::str(image.size(1), " x ", image.size(0), " pixels becomes ", width, " x ",
+                              height, ", but the model takes ", config.crop_width, " x ",
+                              config.crop_height, " and its processor crops nothing"));
   }
   // Row y of the result is row y + top of the resized picture, black where there is none.
   const std::int64_t top = floor_half(height - config.crop_height);

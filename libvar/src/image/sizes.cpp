@@ -27,7 +27,7 @@ PictureSize dynamic_size(const PictureSize& picture, const ImageProcessorConfig&
   const auto height = static_cast<double>(picture.height);
   const auto width = static_cast<double>(picture.width);
   if (std::max(height, width) / std::min(height, width) > kMostAspect) {
-    throw InputError(c10::str("image of ", picture.width, " x ", picture.height,
+    throw InputError(c10::str(picture.width, " x ", picture.height,
                               " pixels: expected sides that differ by a factor of at most ",
                               kMostAspect));
   }

@@ -1,12 +1,16 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
+#include <linux/capability.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <map>
+#include <stdexcept>
 
 #include "analysis/massive_dimensions.h"
 #include "archive/archive.h"
@@ -54,6 +58,32 @@ std::shared_ptr<const Model> planted(const std::map<std::int64_t, float>& values
   convert_checkpoint(folder / "hf", folder / "model.pt");
   return load(folder / "model.pt");
 }
+
+/// Takes from this thread root's right to write where permissions forbid it; others have none.
+class WithoutOverride {
+ public:
+  WithoutOverride() {
+    call(SYS_capget, sets_);
+    auto without = sets_;
+    without[0].effective &= ~(1U << CAP_DAC_OVERRIDE);
+    call(SYS_capset, without);
+  }
+
+  ~WithoutOverride() { ::syscall(SYS_capset, &header_, sets_.data()); }
+
+  WithoutOverride(const WithoutOverride&) = delete;
+  WithoutOverride& operator=(const WithoutOverride&) = delete;
+
+ private:
+  using Sets = std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3>;
+
+  void call(long number, Sets& sets) {
+    if (::syscall(number, &header_, sets.data()) != 0) throw std::runtime_error("capabilities");
+  }
+
+  __user_cap_header_struct header_{_LINUX_CAPABILITY_VERSION_3, 0};
+  Sets sets_{};
+};
 
 /// What is found when every layer of one prompt has this hidden state.
 std::vector<std::int64_t> found_in(const at::Tensor& hidden, std::int64_t layers = 4) {
@@ -239,9 +269,12 @@ TEST_CASE("an archive that can't be rewritten stays as it was", "[sinks][archive
                                        }),
                   InputError);
   check_kept();
-  if (::geteuid() == 0) return;  // root may write everywhere
   REQUIRE(::chmod(folder.path().c_str(), 0500) == 0);
-  CHECK_THROWS_AS(save_sink_dimensions(file, {1}, "a test"), ArchiveError);
+  {
+    const WithoutOverride as_owner;
+    CHECK_THROWS_WITH(save_sink_dimensions(file, {1}, "a test"),
+                      Contains(file.string() + ": can't be written: Permission denied"));
+  }
   REQUIRE(::chmod(folder.path().c_str(), 0700) == 0);
   check_kept();
 }

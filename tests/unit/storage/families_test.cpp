@@ -223,7 +223,7 @@ TEST_CASE("a config that is not understood is refused by file, key and value", "
              Contains("hidden_size: expected an integer") && Contains("found \"4096\""));
   CHECK_THAT(error_with("/text_config/hidden_size", -1), Contains("found -1"));
   CHECK_THAT(error_with("/text_config/hidden_size", 4097),
-             Contains("expected a multiple of num_attention_heads 32"));
+             Contains("expected an even multiple of num_attention_heads 32"));
   CHECK_THAT(error_with("/text_config/num_key_value_heads", 5),
              Contains("expected a divisor of num_attention_heads 32"));
   CHECK_THAT(error_with("/text_config/num_hidden_layers", 1.5),
