@@ -9,13 +9,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch  # noqa: E402
 
-from goldens import bpe, decode, families, family_mistakes, inputs, mistakes, photos, search, store, tokenizer, vectors  # noqa: E402
+from goldens import bpe, decode, families, family_mistakes, inputs, inspection, mistakes, photos, search, store, tokenizer, vectors  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["all", "tokenizer", "text", "bpe", "families", "photos", "decode", "inputs", "cases", "check",
-                                          "mistakes", "family_mistakes", "search"])
+                                          "mistakes", "family_mistakes", "inspection", "search"])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -23,7 +23,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     steps = {"tokenizer": tokenizer.make, "text": vectors.make, "bpe": bpe.make, "families": lambda: families.make(args.names), "photos": photos.make, "decode": decode.make,
              "inputs": inputs.make, "cases": lambda: store.make(args.names), "check": lambda: store.check(args.names),
-             "mistakes": mistakes.make, "family_mistakes": family_mistakes.make}
+             "mistakes": mistakes.make, "family_mistakes": family_mistakes.make, "inspection": inspection.make}
     if args.what == "search":
         search.search(*args.names)
     elif args.what == "all":

@@ -5,6 +5,8 @@
 #include "libvar/analysis.h"
 #include "libvar/convert.h"
 #include "libvar/error.h"
+#include "libvar/inspection.h"
+#include "libvar/knockout.h"
 #include "libvar/model.h"
 #include "libvar/ops.h"
 #include "libvar/request.h"

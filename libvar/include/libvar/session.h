@@ -8,6 +8,8 @@
 
 namespace libvar {
 
+struct PassHooks;
+
 struct SessionOptions {
   std::int64_t prefill_chunk = 0;  ///< most rows of the prompt computed at once; 0: all
 };
@@ -41,6 +43,9 @@ class Session {
 
   /// Positions that the conversation takes up in the caches so far; 0: there is none.
   std::int64_t length() const;
+
+  /// What looks at every later pass of the decoder, or changes it; for the library itself.
+  void set_hooks(const PassHooks& hooks);
 
  private:
   class State;

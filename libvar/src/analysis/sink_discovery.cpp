@@ -91,9 +91,11 @@ class Discovery {
                                 model_.config.decoder.max_positions, " tokens long"));
     }
     Conversation conversation(model_.decoder, /*prefill_chunk=*/0);
-    conversation.observe([&](std::int64_t layer, const at::Tensor& hidden) {
+    PassHooks hooks;
+    hooks.layer = [&](std::int64_t layer, const at::Tensor& hidden) {
       observe(layer, hidden, prompt.sequence);
-    });
+    };
+    conversation.set_hooks(std::move(hooks));
     conversation.prefill(prompt.sequence, model_.encode_images(prompt.images), var_,
                          /*new_tokens=*/0);
   }

@@ -1,7 +1,11 @@
 #include "decoder/attention.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <vector>
@@ -9,6 +13,23 @@
 #include "libvar/ops.h"
 
 namespace libvar {
+namespace {
+
+/// By how much the targets of each changed row grew, undone: all but what the sources lost.
+/// @return  [B, H, Q] float32, 1 where nothing was changed
+at::Tensor kept_share(const AttentionTrace& trace, const RedistributionRule& rule) {
+  const auto mass_of = [&](ClassSet classes) {
+    at::Tensor sum = at::zeros(trace.selected.sizes(), trace.class_mass.options());
+    for (int c = 0; c < kNumTokenClasses; ++c) {
+      if ((classes >> c & 1) != 0) sum = sum + trace.class_mass.select(-1, c);
+    }
+    return sum;
+  };
+  const at::Tensor sources = mass_of(rule.sources), targets = mass_of(rule.targets);
+  return at::where(trace.selected, targets / (targets + sources * rule.p), at::ones_like(targets));
+}
+
+}  // namespace
 
 SelfAttention::SelfAttention(const DecoderConfig& config, std::int64_t layer,
                              const WeightReader& weights)
@@ -25,7 +46,7 @@ SelfAttention::SelfAttention(const DecoderConfig& config, std::int64_t layer,
 
 at::Tensor SelfAttention::attend_redistributed(const at::Tensor& query, std::int64_t length,
                                                const RedistributionRule& rule,
-                                               const at::Tensor& selected,
+                                               const at::Tensor& selected, bool drops_source_mass,
                                                const KvCache& cache) const {
   AttentionInputs inputs;
   inputs.query = query;
@@ -36,7 +57,15 @@ at::Tensor SelfAttention::attend_redistributed(const at::Tensor& query, std::int
   inputs.scale = scale_;
   AttentionTrace trace;
   trace.selected = selected;
-  return attention(inputs, rule, std::nullopt, selected.defined() ? &trace : nullptr);
+  if (!drops_source_mass || rule.head_rule == HeadRule::kNone)
+    return attention(inputs, rule, std::nullopt, selected.defined() ? &trace : nullptr);
+  const at::Tensor like = query.select(-1, 0);  // [B, H, Q]
+  if (!selected.defined())
+    trace.selected = at::zeros(like.sizes(), like.options().dtype(at::kBool));
+  trace.class_mass = at::zeros({like.size(0), like.size(1), like.size(2), kNumTokenClasses},
+                               like.options().dtype(at::kFloat));
+  const at::Tensor out = attention(inputs, rule, std::nullopt, &trace);
+  return out.mul(kept_share(trace, rule).unsqueeze(-1)).to(query.scalar_type());
 }
 
 at::Tensor SelfAttention::attend_plain(const at::Tensor& query, const AttentionPass& pass,
@@ -45,7 +74,7 @@ at::Tensor SelfAttention::attend_plain(const at::Tensor& query, const AttentionP
   if (pass.past > 0) {
     RedistributionRule off;
     off.head_rule = HeadRule::kNone;
-    return attend_redistributed(query, length, off, at::Tensor(), cache);
+    return attend_redistributed(query, length, off, at::Tensor(), false, cache);
   }
   return at::scaled_dot_product_attention(query, cache.keys(layer_, length),
                                           cache.values(layer_, length), {}, 0.0,
@@ -63,6 +92,9 @@ at::Tensor SelfAttention::operator()(const at::Tensor& normed, const AttentionPa
   };
   const at::Tensor query = rotate(heads(0), pass.angles);
   cache.append(layer_, rotate(heads(1), pass.angles), heads(2));
+  if (pass.observer != nullptr) {
+    (*pass.observer)({layer_, pass.past, query, cache, scale_, rule, out_.weight});
+  }
 
   std::vector<at::Tensor> mixed;  // [B, rows of it, H, Dh]
   if (pass.plain_rows > 0) {
@@ -71,7 +103,8 @@ at::Tensor SelfAttention::operator()(const at::Tensor& normed, const AttentionPa
   if (pass.plain_rows < rows) {
     const std::int64_t changed_rows = rows - pass.plain_rows;
     mixed.push_back(attend_redistributed(query.narrow(2, pass.plain_rows, changed_rows),
-                                         pass.past + rows, rule, selected, cache)
+                                         pass.past + rows, rule, selected, pass.drops_source_mass,
+                                         cache)
                         .transpose(1, 2));
   }
   const at::Tensor all = mixed.size() == 1 ? mixed.front() : at::cat(mixed, 1);

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 
 #include "decoder/config.h"
 #include "decoder/kv_cache.h"
@@ -12,11 +13,28 @@
 
 namespace libvar {
 
+/// What one layer attends with, once its keys and values are in the cache.
+struct AttentionView {
+  std::int64_t layer = 0;
+  std::int64_t past = 0;           ///< position of the first row
+  const at::Tensor& query;         ///< [B, H, Q, Dh], rotated
+  const KvCache& cache;            ///< keys, values and sink scores of positions below past + Q
+  double scale = 1.0;              ///< multiplies query * key
+  const RedistributionRule& rule;  ///< HeadRule::kNone where the layer is not changed
+  const at::Tensor& out_weight;    ///< [D, H * Dh] of the output projection
+};
+
+using AttentionObserver = std::function<void(const AttentionView&)>;
+
 /// What all layers of one pass share.
 struct AttentionPass {
   std::int64_t past = 0;        ///< positions in the cache before this pass
   std::int64_t plain_rows = 0;  ///< leading rows that no setting could select
   RotaryAngles angles;
+  const AttentionObserver* observer = nullptr;  ///< or null
+  /// What the sources of a changed row lose goes nowhere, in place of to its targets, which must
+  /// be all other classes.
+  bool drops_source_mass = false;
 };
 
 /// Self-attention of one decoder layer.
@@ -44,7 +62,7 @@ class SelfAttention {
                           const KvCache& cache) const;
   at::Tensor attend_redistributed(const at::Tensor& query, std::int64_t length,
                                   const RedistributionRule& rule, const at::Tensor& selected,
-                                  const KvCache& cache) const;
+                                  bool drops_source_mass, const KvCache& cache) const;
 
   DecoderConfig config_;
   std::int64_t layer_;

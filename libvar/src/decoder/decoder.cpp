@@ -74,6 +74,8 @@ void Decoder::store_sink_scores(std::int64_t layer, const at::Tensor& residual,
   } else if (pass.var.phi_epsilon && sink_dims_.numel() > 0 &&
              *pass.var.phi_epsilon != static_cast<float>(config_.rms_norm_eps)) {
     cache.append_sink_scores(layer, sink_scores(residual, sink_dims_, *pass.var.phi_epsilon));
+  } else if (pass.hooks.sink_scores) {
+    cache.append_sink_scores(layer, pass.hooks.sink_scores(layer, cache.length(), phi));
   } else {
     cache.append_sink_scores(layer, phi);
   }
@@ -91,6 +93,8 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
             .expand({config_.position_axes(), rows});
   }
   attention_pass.angles = rotary_.angles(positions);
+  if (pass.hooks.attention) attention_pass.observer = &pass.hooks.attention;
+  attention_pass.drops_source_mass = pass.hooks.drops_source_mass;
 
   RedistributionRule off = pass.var.rule();
   off.head_rule = HeadRule::kNone;
@@ -112,7 +116,7 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
     const bool changes = may_change(i, pass.var);
     auto [normed, phi] = norm(layer.input_norm, sink_dims_);  // phi of the layer's input
     store_sink_scores(i, hidden, phi, pass, cache);
-    if (pass.observer) pass.observer(i, hidden);
+    if (pass.hooks.layer) pass.hooks.layer(i, hidden);
     delta = layer.attention(normed, attention_pass, changes ? pass.var.rule() : off,
                             changes && selected.defined() ? selected.select(0, i) : at::Tensor(),
                             cache);

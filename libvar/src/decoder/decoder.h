@@ -19,6 +19,18 @@ namespace libvar {
 /// changes it in place afterwards: what is to be kept must be copied.
 using LayerObserver = std::function<void(std::int64_t layer, const at::Tensor& hidden)>;
 
+/// Gives what is stored in place of the sink scores [B, Q] of the rows from position `past` on.
+using SinkScoreFilter =
+    std::function<at::Tensor(std::int64_t layer, std::int64_t past, const at::Tensor& phi)>;
+
+/// What analyses look at and change in a pass; nothing by default.
+struct PassHooks {
+  LayerObserver layer;             ///< called for every layer, or empty
+  AttentionObserver attention;     ///< likewise, once its keys and values are in the cache
+  SinkScoreFilter sink_scores;     ///< or empty
+  bool drops_source_mass = false;  ///< see AttentionPass
+};
+
 /// How one pass over some positions is to be computed.
 struct DecoderPass {
   /// Positions below it can't be changed by any setting: the end of the first image, or past the
@@ -32,7 +44,7 @@ struct DecoderPass {
   std::int64_t last_rows = 1;  ///< so many rows at the end are wanted
   at::Tensor selected_rows;    ///< [layers] int64 on the device, or undefined; gets the changed
                                ///< (head, row) pairs added
-  LayerObserver observer;      ///< called for every layer, or empty
+  PassHooks hooks;
 };
 
 /// A Llama-like decoder: embeddings, layers, final norm and head.

@@ -73,7 +73,7 @@ at::Tensor Conversation::run(const at::Tensor& embeddings, const at::Tensor& pos
   pass.var = var;
   pass.generated = generated;
   pass.selected_rows = selected_rows_;
-  pass.observer = observer_;
+  pass.hooks = hooks_;
   return (*decoder_)(embeddings, pass, cache_);
 }
 

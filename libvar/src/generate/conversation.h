@@ -20,8 +20,8 @@ class Conversation {
   /// @param prefill_chunk  most rows of a prompt computed at once; 0: all
   Conversation(const Decoder& decoder, std::int64_t prefill_chunk);
 
-  /// Lets `observer` see the hidden states of every later pass; empty: none does.
-  void observe(LayerObserver observer) { observer_ = std::move(observer); }
+  /// What looks at every later pass, or changes it.
+  void set_hooks(PassHooks hooks) { hooks_ = std::move(hooks); }
 
   /// Forgets every position.
   void clear();
@@ -59,7 +59,7 @@ class Conversation {
 
   const Decoder* decoder_;
   std::int64_t prefill_chunk_;
-  LayerObserver observer_;
+  PassHooks hooks_;
   KvCache cache_;
   std::vector<std::pair<std::int64_t, std::int64_t>> visual_spans_;
   std::int64_t next_position_ = 0;  // of the next token; not its index where images are smaller

@@ -57,9 +57,8 @@ ImageProcessorConfig image_config(const Request& request, ImageProcessorConfig c
   return config;
 }
 
-ProcessedImage read_and_process(const ImageSource& source, bool exif_rotation,
-                                const ImageProcessorConfig& processor) {
-  const at::Tensor image = to_tensor(source, exif_rotation);
+ProcessedImage process(const at::Tensor& image, const ImageSource& source,
+                       const ImageProcessorConfig& processor) {
   try {
     return process_image(image, processor);
   } catch (const InputError& error) {  // of its size
@@ -95,12 +94,14 @@ std::vector<std::int64_t> request_ids(const LoadedModel& model, const Request& r
 }  // namespace
 
 PreparedPrompt prepare_prompt(const LoadedModel& model, const Request& request, bool first_turn) {
-  const ImageProcessorConfig processor = image_config(request, model.config.image);
-  const std::vector<std::int64_t> ids = request_ids(model, request, first_turn);
   PreparedPrompt out;
+  out.processor = image_config(request, model.config.image);
+  const std::vector<std::int64_t> ids = request_ids(model, request, first_turn);
   std::vector<VisualSize> sizes;
   for (const ImageSource& source : request.images) {
-    out.images.push_back(read_and_process(source, request.exif_rotation, processor));
+    const at::Tensor image = to_tensor(source, request.exif_rotation);
+    out.picture_sizes.push_back({image.size(0), image.size(1)});
+    out.images.push_back(process(image, source, out.processor));
     sizes.push_back(model.visual_size(out.images.back()));
   }
   out.sequence = expand_image_tokens(ids, model.image_token(), sizes);

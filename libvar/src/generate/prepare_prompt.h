@@ -4,6 +4,7 @@
 
 #include "decoder/sequence.h"
 #include "image/image.h"
+#include "image/sizes.h"
 #include "libvar/request.h"
 #include "loaded_model.h"
 
@@ -13,6 +14,8 @@ namespace libvar {
 struct PreparedPrompt {
   Sequence sequence;
   std::vector<ProcessedImage> images;
+  std::vector<PictureSize> picture_sizes;  ///< of the images, before processing
+  ImageProcessorConfig processor;          ///< as the request has it
 };
 
 /// The prompt of a request in the model's vocabulary and its images in the model's sizes.

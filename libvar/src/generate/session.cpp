@@ -81,6 +81,8 @@ class Session::State {
 
   std::int64_t length() const { return conversation_.length(); }
 
+  void set_hooks(const PassHooks& hooks) { conversation_.set_hooks(hooks); }
+
   Answer answer(const Request& request, const TextCallback& on_text) {
     const c10::InferenceMode inference;
     return with_resource_errors("session", [&] {
@@ -223,6 +225,10 @@ Answer Session::follow_up(const Request& request, const TextCallback& on_text) {
 
 void Session::reset() {
   state_->reset();
+}
+
+void Session::set_hooks(const PassHooks& hooks) {
+  state_->set_hooks(hooks);
 }
 
 std::int64_t Session::length() const {

@@ -19,6 +19,7 @@
 #include "libvar/session.h"
 #include "loaded_model.h"
 #include "temporary_folder.h"
+#include "unit/model/family_run.h"
 #include "unit/model/golden_run.h"
 
 #include "catch.h"  // last: c10 has a CHECK of its own
@@ -47,46 +48,13 @@ at::Tensor strided(const at::Tensor& tensor, const char* key) {
   return tensor.slice(0, 0, {}, families_manifest().at(key).get<std::int64_t>());
 }
 
-/// The checkpoint of a case, written in its published form, converted and loaded.
-std::shared_ptr<const Model> load(const json& golden) {
-  const TemporaryFolder folder;
-  const std::filesystem::path checkpoint = folder / "checkpoint";
-  FamilyCheckpoint(golden).write(checkpoint);
-  ConvertOptions options;
-  options.sink_dims = golden.at("sink_dims").get<std::vector<std::int64_t>>();
-  convert_checkpoint(checkpoint, folder / "model.pt", options);
-  LoadOptions load_options;
-  load_options.device = "cpu";
-  load_options.dtype = golden.at("dtype");
-  return Model::load(folder / "model.pt", load_options);
-}
-
-Request request_of(const json& run) {
-  Request request;
-  for (const json& image : run.at("images"))
-    request.images.push_back(golden_folder() / image.get<std::string>());
-  request.question = run.at("question");
-  const json& options = run.at("options");
-  const auto option = [&](const char* key) -> std::optional<std::int64_t> {
-    if (!options.contains(key)) return {};
-    return options.at(key).get<std::int64_t>();
-  };
-  request.max_tiles = option("max_tiles");
-  request.min_pixels = option("min_pixels");
-  request.max_pixels = option("max_pixels");
-  request.var = var_params(run.at("var"));
-  request.generation.max_new_tokens = run.at("max_new_tokens");
-  request.return_logits = true;
-  return request;
-}
-
 /// Calls check(model, golden, run) for every run of the float32 cases, or of the half ones.
 template <typename Check>
 void for_each_run(bool half, int expected, Check check) {
   int runs = 0;
   for (const json& golden : families_manifest().at("cases")) {
     if ((golden.at("dtype") != "float32") != half) continue;
-    const std::shared_ptr<const Model> model = load(golden);
+    const std::shared_ptr<const Model> model = load_family_case(golden);
     CHECK(model->family() == golden.at("family"));
     for (const json& run : golden.at("runs")) {
       CAPTURE(golden.at("name").get<std::string>(), run.at("name").get<std::string>());
@@ -123,7 +91,7 @@ TEST_CASE("further families answer as transformers does, with VAR and without", 
           SessionOptions options;
           options.prefill_chunk = chunk;
           Session session(model, options);
-          const Answer answer = session.ask(request_of(run));
+          const Answer answer = session.ask(family_request(run));
           CHECK(answer.prompt_tokens == run.at("prompt_tokens").get<std::vector<std::int64_t>>());
           CHECK((answer.visual_spans == run.at("visual_spans").get<Spans>()));
           CHECK(answer.tokens == run.at("tokens").get<std::vector<std::int64_t>>());
@@ -155,7 +123,7 @@ TEST_CASE("further families: pixels, features, positions and sink scores", "[gol
         const c10::InferenceMode inference;
         const LoadedModel& loaded = model->loaded();
         const PreparedPrompt prepared =
-            prepare_prompt(loaded, request_of(run), /*first_turn=*/true);
+            prepare_prompt(loaded, family_request(run), /*first_turn=*/true);
         const auto rows = run.at("positions").get<std::vector<std::vector<std::int64_t>>>();
         if (rows.size() == 3) {
           const at::Tensor actual = three_axis_positions(prepared.sequence, 0);
@@ -193,7 +161,8 @@ TEST_CASE("further families: half types stay within twice the error of PyTorch's
   for_each_run(/*half=*/true, 6, [&](const std::shared_ptr<const Model>& model, const json& run) {
     const c10::InferenceMode inference;
     const LoadedModel& loaded = model->loaded();
-    const PreparedPrompt prepared = prepare_prompt(loaded, request_of(run), /*first_turn=*/true);
+    const PreparedPrompt prepared =
+        prepare_prompt(loaded, family_request(run), /*first_turn=*/true);
     const Forced forced =
         teacher_forced(loaded.decoder, prepared.sequence, loaded.encode_images(prepared.images),
                        run.at("tokens").get<std::vector<std::int64_t>>(), resolved(run));

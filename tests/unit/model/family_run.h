@@ -1,0 +1,59 @@
+#pragma once
+
+// Cases of tests/golden/families as models and requests.
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "golden_fixture.h"
+#include "libvar/convert.h"
+#include "libvar/model.h"
+#include "libvar/request.h"
+#include "temporary_folder.h"
+#include "unit/model/golden_run.h"
+
+namespace libvar::testing {
+
+/// The checkpoint of a case, written in its published form, converted and loaded; once per process.
+inline std::shared_ptr<const Model> load_family_case(const nlohmann::json& golden) {
+  static std::map<std::string, std::shared_ptr<const Model>> models;
+  std::shared_ptr<const Model>& model = models[golden.at("name")];
+  if (model) return model;
+  const TemporaryFolder folder;
+  const std::filesystem::path checkpoint = folder / "checkpoint";
+  FamilyCheckpoint(golden).write(checkpoint);
+  ConvertOptions options;
+  options.sink_dims = golden.at("sink_dims").get<std::vector<std::int64_t>>();
+  convert_checkpoint(checkpoint, folder / "model.pt", options);
+  LoadOptions load_options;
+  load_options.device = "cpu";
+  load_options.dtype = golden.at("dtype");
+  model = Model::load(folder / "model.pt", load_options);
+  return model;
+}
+
+/// A run of a case as its request.
+inline Request family_request(const nlohmann::json& run) {
+  Request request;
+  for (const nlohmann::json& image : run.at("images"))
+    request.images.push_back(golden_folder() / image.get<std::string>());
+  request.question = run.at("question");
+  const nlohmann::json& options = run.at("options");
+  const auto option = [&](const char* key) -> std::optional<std::int64_t> {
+    if (!options.contains(key)) return {};
+    return options.at(key).get<std::int64_t>();
+  };
+  request.max_tiles = option("max_tiles");
+  request.min_pixels = option("min_pixels");
+  request.max_pixels = option("max_pixels");
+  request.var = var_params(run.at("var"));
+  request.generation.max_new_tokens = run.at("max_new_tokens");
+  request.return_logits = true;
+  return request;
+}
+
+}  // namespace libvar::testing
