@@ -12,6 +12,7 @@
 #include "numbers.h"
 #include "progress_bar.h"
 #include "sink_search.h"
+#include "sinks.h"
 
 namespace var_command {
 namespace {
@@ -117,6 +118,9 @@ void add_sinks(CLI::App& app, Action& action) {
   command->require_subcommand(1);
   command->footer("Example:\n  var sinks discover llava.pt --save");
   add_discover(*command, action);
+  add_sinks_show(*command, action);
+  add_sinks_heads(*command, action);
+  add_sinks_contribution(*command, action);
 }
 
 }  // namespace var_command

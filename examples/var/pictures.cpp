@@ -1,0 +1,171 @@
+#include "pictures.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <opencv2/imgcodecs.hpp>
+#include <opencv2/imgproc.hpp>
+
+#include "libvar/error.h"
+
+namespace var_command {
+namespace {
+
+constexpr int kLeastWidth = 480, kCaption = 26, kScale = 34, kGap = 12, kCell = 26;
+const cv::Scalar kWhite(255, 255, 255), kBlack(0, 0, 0), kGrid(205, 205, 205), kOrange(0, 159, 230);
+
+/// Viridis of a value in [0, 1].
+cv::Vec3b colour_of(double value) {
+  static const cv::Mat table = [] {
+    cv::Mat levels(1, 256, CV_8U), out;
+    for (int i = 0; i < 256; ++i) levels.at<std::uint8_t>(0, i) = static_cast<std::uint8_t>(i);
+    cv::applyColorMap(levels, out, cv::COLORMAP_VIRIDIS);
+    return out;
+  }();
+  if (std::isnan(value)) return {160, 160, 160};
+  return table.at<cv::Vec3b>(0, static_cast<int>(std::lround(std::clamp(value, 0.0, 1.0) * 255)));
+}
+
+std::string short_number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
+void put_text(cv::Mat& canvas, const std::string& text, cv::Point at, double size = 0.45) {
+  cv::putText(canvas, text, at, cv::FONT_HERSHEY_SIMPLEX, size, kBlack, 1, cv::LINE_AA);
+}
+
+cv::Mat enlarged(const cv::Mat& picture, double& factor) {
+  factor = std::max(1.0, static_cast<double>(kLeastWidth) / picture.cols);
+  cv::Mat out;
+  cv::resize(picture, out, {}, factor, factor, cv::INTER_CUBIC);
+  return out;
+}
+
+cv::Rect rectangle_of(const libvar::TokenBox& box, double factor, const cv::Size& size) {
+  const auto pixel = [&](double value) { return static_cast<int>(std::lround(value * factor)); };
+  const cv::Rect whole(0, 0, size.width, size.height);
+  return cv::Rect(cv::Point(pixel(box.left), pixel(box.top)),
+                  cv::Point(pixel(box.right), pixel(box.bottom))) &
+         whole;
+}
+
+/// The tokens of the tiles, or of the thumbnail, over the picture.
+cv::Mat coloured(const cv::Mat& picture, const std::vector<libvar::TokenBox>& boxes,
+                 const std::vector<double>& values, double most, bool thumbnail) {
+  double factor = 1;
+  const cv::Mat base = enlarged(picture, factor);
+  cv::Mat colours = base.clone();
+  for (std::size_t i = 0; i < boxes.size(); ++i) {
+    if (boxes[i].thumbnail != thumbnail) continue;
+    const cv::Rect area = rectangle_of(boxes[i], factor, base.size());
+    if (area.empty()) continue;
+    const cv::Vec3b colour = colour_of(most > 0 ? values[i] / most : 0);
+    colours(area).setTo(cv::Scalar(colour[0], colour[1], colour[2]));
+  }
+  cv::Mat out;
+  cv::addWeighted(base, 0.4, colours, 0.6, 0, out);
+  return out;
+}
+
+void draw_scale(cv::Mat& canvas, int top, int width, double least, double most) {
+  const int bar = std::min(200, width - 160);
+  for (int x = 0; x < bar; ++x) {
+    const cv::Vec3b colour = colour_of(static_cast<double>(x) / bar);
+    cv::line(canvas, {70 + x, top + 8}, {70 + x, top + 22},
+             cv::Scalar(colour[0], colour[1], colour[2]));
+  }
+  put_text(canvas, short_number(least), {8, top + 20});
+  put_text(canvas, short_number(most), {78 + bar, top + 20});
+}
+
+}  // namespace
+
+cv::Mat read_picture(const std::string& path, bool exif_rotation) {
+  const int flags =
+      exif_rotation ? cv::IMREAD_COLOR : cv::IMREAD_COLOR | cv::IMREAD_IGNORE_ORIENTATION;
+  cv::Mat picture = cv::imread(path, flags);
+  if (picture.empty()) throw libvar::InputError(path + ": can't be read as a picture");
+  return picture;
+}
+
+cv::Mat heat_map(const cv::Mat& picture, const std::vector<libvar::TokenBox>& boxes,
+                 const std::vector<double>& values, double most, const std::string& caption) {
+  std::vector<cv::Mat> panels{coloured(picture, boxes, values, most, false)};
+  const bool has_thumbnail =
+      std::any_of(boxes.begin(), boxes.end(), [](const auto& box) { return box.thumbnail; });
+  if (has_thumbnail) panels.push_back(coloured(picture, boxes, values, most, true));
+  const cv::Mat maps = beside(panels);
+  cv::Mat canvas(maps.rows + kCaption + kScale, maps.cols, CV_8UC3, kWhite);
+  maps.copyTo(canvas(cv::Rect(0, kCaption, maps.cols, maps.rows)));
+  put_text(canvas, caption, {8, 18});
+  draw_scale(canvas, kCaption + maps.rows, maps.cols, 0, most);
+  return canvas;
+}
+
+cv::Mat outlined(const cv::Mat& picture, const std::vector<libvar::TokenBox>& boxes,
+                 const std::vector<std::int64_t>& tokens, const std::string& caption) {
+  double factor = 1;
+  const cv::Mat base = enlarged(picture, factor);
+  cv::Mat canvas(base.rows + kCaption, base.cols, CV_8UC3, kWhite);
+  cv::Mat inner = canvas(cv::Rect(0, kCaption, base.cols, base.rows));
+  base.copyTo(inner);
+  for (const libvar::TokenBox& box : boxes) {
+    if (!box.thumbnail) cv::rectangle(inner, rectangle_of(box, factor, base.size()), kGrid, 1);
+  }
+  for (const std::int64_t token : tokens) {
+    const cv::Rect area =
+        rectangle_of(boxes.at(static_cast<std::size_t>(token)), factor, base.size());
+    cv::rectangle(inner, area, kBlack, 5);  // orange on black: seen on any ground
+    cv::rectangle(inner, area, kOrange, 2);
+  }
+  put_text(canvas, caption, {8, 18});
+  return canvas;
+}
+
+cv::Mat value_grid(const std::vector<std::vector<double>>& values, double least, double most,
+                   const std::string& row_name, const std::string& column_name,
+                   const std::string& caption) {
+  const int rows = static_cast<int>(values.size()),
+            columns = rows > 0 ? static_cast<int>(values.front().size()) : 0, left = 76;
+  const int width = std::max(left + columns * kCell + kGap, kLeastWidth);
+  cv::Mat canvas(2 * kCaption + rows * kCell + kScale, width, CV_8UC3, kWhite);
+  put_text(canvas, caption, {8, 18});
+  put_text(canvas, column_name, {left, kCaption + 14}, 0.4);
+  for (int row = 0; row < rows; ++row) {
+    const int top = 2 * kCaption - 6 + row * kCell;
+    put_text(canvas, (row == 0 ? row_name + " " : "") + std::to_string(row),
+             {row == 0 ? 8 : 50, top + 17}, 0.4);
+    for (int column = 0; column < columns; ++column) {
+      const double value = values[static_cast<std::size_t>(row)][static_cast<std::size_t>(column)];
+      const cv::Vec3b colour = colour_of((value - least) / (most - least));
+      cv::rectangle(canvas, cv::Rect(left + column * kCell, top, kCell - 1, kCell - 1),
+                    cv::Scalar(colour[0], colour[1], colour[2]), cv::FILLED);
+    }
+  }
+  draw_scale(canvas, 2 * kCaption - 6 + rows * kCell, width, least, most);
+  return canvas;
+}
+
+cv::Mat beside(const std::vector<cv::Mat>& pictures) {
+  int width = -kGap, height = 0;
+  for (const cv::Mat& picture : pictures) {
+    width += picture.cols + kGap;
+    height = std::max(height, picture.rows);
+  }
+  cv::Mat canvas(height, std::max(width, 1), CV_8UC3, kWhite);
+  int left = 0;
+  for (const cv::Mat& picture : pictures) {
+    picture.copyTo(canvas(cv::Rect(left, 0, picture.cols, picture.rows)));
+    left += picture.cols + kGap;
+  }
+  return canvas;
+}
+
+void write_picture(const std::filesystem::path& path, const cv::Mat& picture) {
+  if (!cv::imwrite(path.string(), picture))
+    throw libvar::InputError(path.string() + ": can't be written");
+}
+
+}  // namespace var_command

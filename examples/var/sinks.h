@@ -1,0 +1,12 @@
+#pragma once
+
+#include "command.h"
+
+namespace var_command {
+
+/// Each adds a subcommand of `var sinks`.
+void add_sinks_show(CLI::App& sinks, Action& action);
+void add_sinks_heads(CLI::App& sinks, Action& action);
+void add_sinks_contribution(CLI::App& sinks, Action& action);
+
+}  // namespace var_command
