@@ -121,6 +121,7 @@ void add_sinks(CLI::App& app, Action& action) {
   add_sinks_show(*command, action);
   add_sinks_heads(*command, action);
   add_sinks_contribution(*command, action);
+  add_sinks_knockout(*command, action);
 }
 
 }  // namespace var_command

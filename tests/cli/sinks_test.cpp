@@ -114,3 +114,46 @@ TEST_CASE("sinks show, heads and contribution refuse what they can't do", "[cli]
   check(run_command(command("contribution", {"--out", kImage + "/x"})), "--out " + kImage + "/x");
   check(run_command({"sinks", "show", kDemo, kQuestion}), "--image: expected at least one picture");
 }
+
+TEST_CASE("sinks knockout answers a question file, goes on where it was, and keeps its settings",
+          "[cli][sinks]") {
+  const TemporaryFolder folder;
+  const std::string demo = LIBVAR_SOURCE_DIR "/examples/demo_model";
+  const std::string out = (folder / "k.jsonl").string();
+  const auto run = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {
+        "sinks",    "knockout",       kDemo,   "--questions", demo + "/questions.jsonl",
+        "--images", demo + "/images", "--out", out,           "--device",
+        "cpu",      "--dtype",        "fp32",  "--repeats",   "2"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_command(arguments);
+  };
+  const CommandResult first = run({"--limit", "2", "--json"});
+  INFO(first.err);
+  REQUIRE(first.code == 0);
+  const json summary = json::parse(first.out);
+  CHECK(summary.at("questions") == 2);
+  CHECK(summary.at("none").at("accuracy") == 1.0);
+  CHECK(summary.at("random").at("repeats") == 2);
+  const std::string two = read_bytes(out);
+  REQUIRE(std::count(two.begin(), two.end(), '\n') == 3);
+  const json line = json::parse(
+      two.substr(two.find('\n') + 1, two.find('\n', two.find('\n') + 1) - two.find('\n') - 1));
+  CHECK(line.at("none").at("removed") == json({0, 0, 0, 0}));
+  CHECK(line.at("sinks").at("removed") == json({4, 4, 4, 4}));
+  CHECK(line.at("random")[0].at("removed") == json({4, 4, 4, 4}));
+  CHECK(line.at("random")[0].at("label_log_prob") != line.at("random")[1].at("label_log_prob"));
+  CHECK(line.at("none").at("label_log_prob").get<double>() > -0.5);
+
+  // A line that was cut off is answered again; those before it stay as they are.
+  write_bytes(out, two.substr(0, two.size() - 20));
+  REQUIRE(run({"--limit", "3"}).code == 0);
+  const std::string three = read_bytes(out);
+  CHECK(three.substr(0, two.size()) == two);
+  CHECK(std::count(three.begin(), three.end(), '\n') == 4);
+
+  const CommandResult other = run({"--limit", "3", "--keep-mass"});
+  CHECK(other.code == 1);
+  CHECK(other.err.find("was made with other settings") != std::string::npos);
+  CHECK(read_bytes(out) == three);
+}

@@ -49,4 +49,7 @@ struct KnockoutAnswer {
 KnockoutAnswer knock_out(const std::shared_ptr<const Model>& model, const Request& request,
                          const Knockout& knockout, const std::vector<std::int64_t>& expected = {});
 
+/// The ids of an answer's text as they follow a prompt: what knock_out takes as `expected`.
+std::vector<std::int64_t> answer_tokens(const Model& model, const std::string& text);
+
 }  // namespace libvar

@@ -9,6 +9,7 @@
 #include "libvar/knockout.h"
 #include "libvar/model.h"
 #include "libvar/ops.h"
+#include "libvar/questions.h"
 #include "libvar/request.h"
 #include "libvar/session.h"
 #include "libvar/var_params.h"

@@ -95,6 +95,10 @@ class KnockoutClasses {
 
 }  // namespace
 
+std::vector<std::int64_t> answer_tokens(const Model& model, const std::string& text) {
+  return model.loaded().tokenizer->encode(text, /*add_bos=*/false);
+}
+
 KnockoutAnswer knock_out(const std::shared_ptr<const Model>& model, const Request& request,
                          const Knockout& knockout, const std::vector<std::int64_t>& expected) {
   const c10::InferenceMode inference;
