@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Renders held-out scenes and questions about them, as a question file: make_questions.py NUMBER OUT_DIR [--seed N]."""
+"""Renders held-out scenes, their masks and questions about them: make_questions.py NUMBER OUT_DIR [--seed N].
+
+OUT_DIR gets images/, masks/ (0 background, 1 object) and questions.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,21 @@ import json
 import random
 from pathlib import Path
 
-from scenes import random_question, random_scene, render_picture
+from PIL import Image, ImageDraw
+
+from scenes import MODEL_SIZE, PICTURE_SIZE, Scene, draw_shape, random_question, random_scene, render_picture
 
 HELD_OUT_SEED = 50_000_000  # as evaluation.py: no training step has seen these
+
+
+def render_mask(scene: Scene) -> Image.Image:
+    """As PASCAL VOC: a palette picture, 0 background, 1 object."""
+    mask = Image.new("P", (PICTURE_SIZE, PICTURE_SIZE), 0)
+    mask.putpalette([0, 0, 0, 128, 0, 0])
+    draw = ImageDraw.Draw(mask)
+    for item in scene.objects:
+        draw_shape(draw, item, PICTURE_SIZE / MODEL_SIZE, 1)
+    return mask
 
 
 def main() -> None:
@@ -19,7 +34,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
     args = parser.parse_args()
-    (args.out / "images").mkdir(parents=True, exist_ok=True)
+    for folder in ("images", "masks"):
+        (args.out / folder).mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(args.number):
         rng = random.Random(args.seed + number)
@@ -27,6 +43,7 @@ def main() -> None:
         question = random_question(scene, rng)
         name = f"{number + 1}.png"
         render_picture(scene).save(args.out / "images" / name)
+        render_mask(scene).save(args.out / "masks" / name)
         lines.append({"question_id": number + 1, "image": name, "text": question.text, "label": question.answer})
     (args.out / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

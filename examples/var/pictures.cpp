@@ -148,6 +148,27 @@ cv::Mat value_grid(const std::vector<std::vector<double>>& values, double least,
   return canvas;
 }
 
+cv::Mat bar_chart(const std::vector<std::string>& labels, const std::vector<double>& values,
+                  const std::string& caption) {
+  const int left = 190, length = 500, height = 22;
+  cv::Mat canvas(kCaption + static_cast<int>(values.size()) * height + kGap, left + length + 80,
+                 CV_8UC3, kWhite);
+  put_text(canvas, caption, {8, 18});
+  const auto width = [&](double value) {
+    return static_cast<int>(std::lround(value / 100 * length));
+  };
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const int top = kCaption + static_cast<int>(i) * height;
+    put_text(canvas, labels[i], {8, top + 16}, 0.42);
+    cv::rectangle(canvas, cv::Rect(left, top + 3, std::max(width(values[i]), 1), height - 6),
+                  cv::Scalar(178, 114, 0), cv::FILLED);  // blue
+    put_text(canvas, short_number(values[i]), {left + width(values[i]) + 6, top + 16}, 0.42);
+  }
+  const int line = left + width(values.front());
+  cv::line(canvas, {line, kCaption}, {line, canvas.rows - kGap}, kOrange, 2);
+  return canvas;
+}
+
 cv::Mat beside(const std::vector<cv::Mat>& pictures) {
   int width = -kGap, height = 0;
   for (const cv::Mat& picture : pictures) {

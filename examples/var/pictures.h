@@ -29,6 +29,10 @@ cv::Mat value_grid(const std::vector<std::vector<double>>& values, double least,
                    const std::string& row_name, const std::string& column_name,
                    const std::string& caption);
 
+/// A bar for each value in percent, with its label; a line at the first one.
+cv::Mat bar_chart(const std::vector<std::string>& labels, const std::vector<double>& values,
+                  const std::string& caption);
+
 /// Pictures beside each other, aligned at the top.
 cv::Mat beside(const std::vector<cv::Mat>& pictures);
 

@@ -122,6 +122,8 @@ void add_sinks(CLI::App& app, Action& action) {
   add_sinks_heads(*command, action);
   add_sinks_contribution(*command, action);
   add_sinks_knockout(*command, action);
+  add_sinks_background(*command, action);
+  add_sinks_ablate(*command, action);
 }
 
 }  // namespace var_command

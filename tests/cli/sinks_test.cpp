@@ -157,3 +157,161 @@ TEST_CASE("sinks knockout answers a question file, goes on where it was, and kee
   CHECK(other.err.find("was made with other settings") != std::string::npos);
   CHECK(read_bytes(out) == three);
 }
+
+TEST_CASE("sinks ablate tries one change at a time", "[cli][sinks]") {
+  const TemporaryFolder folder;
+  const std::string demo = LIBVAR_SOURCE_DIR "/examples/demo_model";
+  const CommandResult result = run_command({"sinks",
+                                            "ablate",
+                                            kDemo,
+                                            "--questions",
+                                            demo + "/questions.jsonl",
+                                            "--images",
+                                            demo + "/images",
+                                            "--out",
+                                            (folder / "a.jsonl").string(),
+                                            "--device",
+                                            "cpu",
+                                            "--dtype",
+                                            "fp32",
+                                            "--limit",
+                                            "4",
+                                            "--p-values",
+                                            "0,1",
+                                            "--tau-values",
+                                            "20,23",
+                                            "--rho-values",
+                                            "0.5",
+                                            "--first-layer-values",
+                                            "1,2",
+                                            "--plot",
+                                            (folder / "a.png").string(),
+                                            "--json"});
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  const json summary = json::parse(result.out);
+  CHECK(summary.at("questions") == 4);
+  CHECK(std::filesystem::file_size(folder / "a.png") > 1000);
+  const auto row = [&](const std::string& group, const std::string& name) {
+    for (const json& one : summary.at("settings")) {
+      if (one.at("group") == group && one.at("setting") == name) return one;
+    }
+    throw std::runtime_error(group + " " + name);
+  };
+  CHECK(summary.at("settings").size() == 14);
+  const double on = row("VAR", "on").at("selected_share");
+  CHECK(row("VAR", "off").at("selected_share") == 0.0);
+  CHECK(on > 0.1);
+  CHECK(row("tau", "20").at("selected_share") == on);
+  CHECK(row("tau", "23").at("selected_share") == 0.0);           // above every phi: no sinks
+  CHECK(row("heads", "all heads").at("selected_share") > 0.95);  // less those without target mass
+  CHECK(row("rho", "0.5").at("selected_share") >= on);
+  CHECK(row("p", "0").at("answers_changed") == 0.0);
+  CHECK(row("first_layer", "1").at("selected_share") == on);
+}
+
+namespace {
+
+/// COCO's text of run lengths.
+std::string coco_text(const std::vector<std::int64_t>& counts) {
+  std::string out;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    std::int64_t value = i > 2 ? counts[i] - counts[i - 2] : counts[i];
+    for (bool more = true; more;) {
+      std::int64_t bits = value & 0x1f;
+      value >>= 5;
+      more = (bits & 0x10) != 0 ? value != -1 : value != 0;
+      out += static_cast<char>((more ? bits | 0x20 : bits) + 48);
+    }
+  }
+  return out;
+}
+
+/// A 24-bit BMP of 192 x 192 pixels, whatever its name: an object in the left half, void in the
+/// rows below `unknown_from`.
+std::string left_half_mask(int unknown_from) {
+  const int side = 192;
+  std::string bytes = "BM";
+  const auto append = [&](std::uint32_t value, int size) {
+    for (int i = 0; i < size; ++i) bytes += static_cast<char>(value >> (8 * i));
+  };
+  append(54 + 3 * side * side, 4);
+  for (const std::uint32_t value : {0U, 54U, 40U, 192U, 192U}) append(value, 4);
+  append(1, 2);
+  append(24, 2);
+  bytes.resize(54, '\0');
+  for (int row = side - 1; row >= 0; --row) {  // from the bottom
+    for (int column = 0; column < side; ++column) {
+      const std::uint32_t level = row >= unknown_from ? 0xE0E0C0U
+                                  : column < side / 2 ? 0x800000U
+                                                      : 0U;
+      append(level, 3);
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("sinks background counts tokens by the masks", "[cli][sinks]") {
+  const TemporaryFolder folder;
+  const std::string demo = LIBVAR_SOURCE_DIR "/examples/demo_model/images";
+  std::filesystem::create_directories(folder / "images");
+  std::filesystem::copy_file(demo + "/scene_1.png", folder / "images" / "scene_1.png");
+  int number = 0;
+  const auto run = [&](const std::vector<std::string>& masks) {
+    std::vector<std::string> arguments = {
+        "sinks",
+        "background",
+        kDemo,
+        "--images",
+        (folder / "images").string(),
+        "--out",
+        (folder / std::string("b").append(std::to_string(number++)).append(".jsonl")).string(),
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--json"};
+    arguments.insert(arguments.end(), masks.begin(), masks.end());
+    return run_command(arguments);
+  };
+  const auto check_half = [&](const CommandResult& result) {
+    INFO(result.err);
+    REQUIRE(result.code == 0);
+    const json found = json::parse(result.out);
+    CHECK(found.at("pictures") == 1);
+    CHECK(found.at("chance") == 0.5);
+    CHECK(found.at("layers")[1].at("sinks") == 4.0);
+    CHECK(found.at("layers")[1].at("background_share") == 0.5);
+    return found;
+  };
+  const auto coco = [&](const json& segmentation) {
+    const json content = {
+        {"images", {{{"id", 7}, {"file_name", "scene_1.png"}, {"width", 192}, {"height", 192}}}},
+        {"annotations",
+         {{{"id", 1}, {"image_id", 7}, {"iscrowd", 0}, {"segmentation", segmentation}},
+          {{"id", 2}, {"image_id", 8}, {"segmentation", {{1, 2, 3}}}}}}};
+    write_bytes(folder / "coco.json", content.dump());
+    return run({"--coco", (folder / "coco.json").string()});
+  };
+  const std::int64_t half = 192 * 96;
+  check_half(coco({{0, 0, 95, 0, 95, 191, 0, 191}}));
+  check_half(coco({{"size", {192, 192}}, {"counts", {0, half, half}}}));
+  // The same in pieces, as text.
+  check_half(coco({{"size", {192, 192}}, {"counts", coco_text({0, 500, 0, half - 500, half})}}));
+  CHECK_FALSE(coco({{"size", {192, 192}}, {"counts", {0, half}}}).code == 0);
+  const CommandResult wrong = coco({{"size", {96, 192}}, {"counts", {0, half, half}}});
+  CHECK(wrong.err.find("annotation 1: segmentation: expected the picture's 192 x 192") !=
+        std::string::npos);
+
+  std::filesystem::create_directories(folder / "masks");
+  write_bytes(folder / "masks" / "scene_1.png", left_half_mask(192));
+  CHECK(check_half(run({"--voc", (folder / "masks").string()})).at("visual_tokens") == 36.0);
+  write_bytes(folder / "masks" / "scene_1.png", left_half_mask(160));  // the last row is void
+  const json less = json::parse(run({"--voc", (folder / "masks").string()}).out);
+  CHECK(less.at("visual_tokens") == 30.0);
+  CHECK(less.at("layers")[1].at("sinks") == 2.0);
+  CHECK(run({"--voc", (folder / "images" / "none").string()}).code == 1);
+  CHECK(run({}).code == 2);
+}
