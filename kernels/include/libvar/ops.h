@@ -133,13 +133,13 @@ struct AttentionTrace {
 /// Numerics: scores, sums and states in float32; error within kAttentionBound (numerics.h). On
 /// CUDA's tensor cores (half types, more than two rows for a KV head) the softmax weights are
 /// rounded to the dtype before they meet the values, as flash attention does; so are, on a CPU with
-/// bfloat16 dot products, the weighted probabilities of bfloat16 rows. NaN stays in its row. A row's
-/// bits depend on its own keys, tau and the class sets alone, not on batch, capacity, what other
-/// rows hold or threads; weights of 1 (p = 0, or a row that is not selected) give the bits of
-/// HeadRule::kNone at the same tau. On CUDA they depend on the kernel too, which is chosen by dtype,
-/// head size, alignment, and the number of rows for a KV head (decision 0010). Cost: reads K and V
-/// once per KV head and tile of rows; holds one tile of scores, never Q x K; on CUDA at most about
-/// 64 MiB of partial states; no host sync.
+/// bfloat16 dot products, the weighted probabilities of bfloat16 rows. NaN stays in its row. A
+/// row's bits depend on its own keys, tau and the class sets alone, not on batch, capacity, what
+/// other rows hold or threads; weights of 1 (p = 0, or a row that is not selected) give the bits of
+/// HeadRule::kNone at the same tau. On CUDA they depend on the kernel too, which is chosen by
+/// dtype, head size, alignment, and the number of rows for a KV head (decision 0010). Cost: reads K
+/// and V once per KV head and tile of rows; holds one tile of scores, never Q x K; on CUDA at most
+/// about 64 MiB of partial states; no host sync.
 at::Tensor attention(const AttentionInputs& inputs, const RedistributionRule& rule = {},
                      const std::optional<at::Tensor>& params = std::nullopt,
                      AttentionTrace* trace = nullptr);
