@@ -76,7 +76,7 @@ std::pair<std::int64_t, std::int64_t> InspectFlags::layer_range(std::int64_t num
 }
 
 std::filesystem::path InspectFlags::out_file(const std::string& name) const {
-  return std::filesystem::path(*out) / name;
+  return std::filesystem::path(out.value_or(".")) / name;
 }
 
 std::vector<std::int64_t> visual_sinks(const libvar::Inspection& found, std::int64_t layer,

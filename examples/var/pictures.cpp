@@ -12,7 +12,8 @@ namespace var_command {
 namespace {
 
 constexpr int kLeastWidth = 480, kCaption = 26, kScale = 34, kGap = 12, kCell = 26;
-const cv::Scalar kWhite(255, 255, 255), kBlack(0, 0, 0), kGrid(205, 205, 205), kOrange(0, 159, 230);
+const cv::Scalar white(255, 255, 255), black(0, 0, 0), grid_colour(205, 205, 205),
+    orange(0, 159, 230);
 
 /// Viridis of a value in [0, 1].
 cv::Vec3b colour_of(double value) {
@@ -33,7 +34,7 @@ std::string short_number(double value) {
 }
 
 void put_text(cv::Mat& canvas, const std::string& text, cv::Point at, double size = 0.45) {
-  cv::putText(canvas, text, at, cv::FONT_HERSHEY_SIMPLEX, size, kBlack, 1, cv::LINE_AA);
+  cv::putText(canvas, text, at, cv::FONT_HERSHEY_SIMPLEX, size, black, 1, cv::LINE_AA);
 }
 
 cv::Mat enlarged(const cv::Mat& picture, double& factor) {
@@ -97,7 +98,7 @@ cv::Mat heat_map(const cv::Mat& picture, const std::vector<libvar::TokenBox>& bo
       std::any_of(boxes.begin(), boxes.end(), [](const auto& box) { return box.thumbnail; });
   if (has_thumbnail) panels.push_back(coloured(picture, boxes, values, most, true));
   const cv::Mat maps = beside(panels);
-  cv::Mat canvas(maps.rows + kCaption + kScale, maps.cols, CV_8UC3, kWhite);
+  cv::Mat canvas(maps.rows + kCaption + kScale, maps.cols, CV_8UC3, white);
   maps.copyTo(canvas(cv::Rect(0, kCaption, maps.cols, maps.rows)));
   put_text(canvas, caption, {8, 18});
   draw_scale(canvas, kCaption + maps.rows, maps.cols, 0, most);
@@ -108,17 +109,18 @@ cv::Mat outlined(const cv::Mat& picture, const std::vector<libvar::TokenBox>& bo
                  const std::vector<std::int64_t>& tokens, const std::string& caption) {
   double factor = 1;
   const cv::Mat base = enlarged(picture, factor);
-  cv::Mat canvas(base.rows + kCaption, base.cols, CV_8UC3, kWhite);
+  cv::Mat canvas(base.rows + kCaption, base.cols, CV_8UC3, white);
   cv::Mat inner = canvas(cv::Rect(0, kCaption, base.cols, base.rows));
   base.copyTo(inner);
   for (const libvar::TokenBox& box : boxes) {
-    if (!box.thumbnail) cv::rectangle(inner, rectangle_of(box, factor, base.size()), kGrid, 1);
+    if (!box.thumbnail)
+      cv::rectangle(inner, rectangle_of(box, factor, base.size()), grid_colour, 1);
   }
   for (const std::int64_t token : tokens) {
     const cv::Rect area =
         rectangle_of(boxes.at(static_cast<std::size_t>(token)), factor, base.size());
-    cv::rectangle(inner, area, kBlack, 5);  // orange on black: seen on any ground
-    cv::rectangle(inner, area, kOrange, 2);
+    cv::rectangle(inner, area, black, 5);  // orange on black: seen on any ground
+    cv::rectangle(inner, area, orange, 2);
   }
   put_text(canvas, caption, {8, 18});
   return canvas;
@@ -130,7 +132,7 @@ cv::Mat value_grid(const std::vector<std::vector<double>>& values, double least,
   const int rows = static_cast<int>(values.size()),
             columns = rows > 0 ? static_cast<int>(values.front().size()) : 0, left = 76;
   const int width = std::max(left + columns * kCell + kGap, kLeastWidth);
-  cv::Mat canvas(2 * kCaption + rows * kCell + kScale, width, CV_8UC3, kWhite);
+  cv::Mat canvas(2 * kCaption + rows * kCell + kScale, width, CV_8UC3, white);
   put_text(canvas, caption, {8, 18});
   put_text(canvas, column_name, {left, kCaption + 14}, 0.4);
   for (int row = 0; row < rows; ++row) {
@@ -152,7 +154,7 @@ cv::Mat bar_chart(const std::vector<std::string>& labels, const std::vector<doub
                   const std::string& caption) {
   const int left = 190, length = 500, height = 22;
   cv::Mat canvas(kCaption + static_cast<int>(values.size()) * height + kGap, left + length + 80,
-                 CV_8UC3, kWhite);
+                 CV_8UC3, white);
   put_text(canvas, caption, {8, 18});
   const auto width = [&](double value) {
     return static_cast<int>(std::lround(value / 100 * length));
@@ -165,7 +167,7 @@ cv::Mat bar_chart(const std::vector<std::string>& labels, const std::vector<doub
     put_text(canvas, short_number(values[i]), {left + width(values[i]) + 6, top + 16}, 0.42);
   }
   const int line = left + width(values.front());
-  cv::line(canvas, {line, kCaption}, {line, canvas.rows - kGap}, kOrange, 2);
+  cv::line(canvas, {line, kCaption}, {line, canvas.rows - kGap}, orange, 2);
   return canvas;
 }
 
@@ -175,7 +177,7 @@ cv::Mat beside(const std::vector<cv::Mat>& pictures) {
     width += picture.cols + kGap;
     height = std::max(height, picture.rows);
   }
-  cv::Mat canvas(height, std::max(width, 1), CV_8UC3, kWhite);
+  cv::Mat canvas(height, std::max(width, 1), CV_8UC3, white);
   int left = 0;
   for (const cv::Mat& picture : pictures) {
     picture.copyTo(canvas(cv::Rect(left, 0, picture.cols, picture.rows)));

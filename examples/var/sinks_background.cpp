@@ -102,7 +102,7 @@ int background(const BackgroundFlags& flags) {
   flags.common.apply();
   flags.var.check();
   const std::unique_ptr<Masks> masks =
-      flags.voc ? voc_masks(*flags.voc, flags.images) : coco_masks(*flags.coco);
+      flags.voc ? voc_masks(*flags.voc, flags.images) : coco_masks(flags.coco.value_or(""));
   std::vector<std::string> pictures = masks->pictures();
   if (flags.limit && pictures.size() > *flags.limit) pictures.resize(*flags.limit);
   const auto model = load_model(flags.model, flags.common);
