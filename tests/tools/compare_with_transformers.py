@@ -28,7 +28,8 @@ from transformers.models.llama import modeling_llama  # noqa: E402
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil  # noqa: E402
 from transformers.models.qwen2_vl import modeling_qwen2_vl  # noqa: E402
 
-from goldens import families, store, var  # noqa: E402
+from goldens import family_models, store, var  # noqa: E402
+from goldens.family_cases import IMAGENET  # noqa: E402
 
 
 def load_json(path: Path) -> dict:
@@ -66,7 +67,7 @@ class VilaV1:
     def __init__(self, folder: Path, _: torch.Tensor, pictures: list):
         flat = {k: v for k, v in load_json(folder / "config.json").items() if not k.startswith("mm_") and k not in ("model_type", "torch_dtype")}
         tower = load_json(folder / "vision_tower/config.json")["vision_config"]
-        config = LlavaConfig(vision_config=CLIPVisionConfig(**tower), text_config=families.LlamaConfig(**flat))
+        config = LlavaConfig(vision_config=CLIPVisionConfig(**tower), text_config=family_models.LlamaConfig(**flat))
         values = {}
         for name, value in weights(folder).items():
             if name.startswith("model.mm_projector."):
@@ -83,8 +84,8 @@ class VilaV1:
 
 class Qwen2Vl:
     def __init__(self, folder: Path, ids: torch.Tensor, pictures: list):
-        model = loaded(families.Qwen2VLForConditionalGeneration, folder)
-        batch = families.Qwen2VLImageProcessorPil.from_pretrained(folder)(pictures, return_tensors="pt")
+        model = loaded(family_models.Qwen2VLForConditionalGeneration, folder)
+        batch = family_models.Qwen2VLImageProcessorPil.from_pretrained(folder)(pictures, return_tensors="pt")
         grids = batch["image_grid_thw"]
         self.features = torch.cat(list(model.get_image_features(batch["pixel_values"], grids).pooler_output))
         is_image = (ids == model.config.image_token_id).int()
@@ -97,15 +98,16 @@ class InternVl:
         published = load_json(folder / "config.json")
         vision, text = published["vision_config"], published["llm_config"]
         heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
-        families.DIMS.update(heads=heads, kv_heads=kv_heads, head_dim=text["hidden_size"] // heads)  # for unfused()
+        names = family_models.InternVl.__new__(family_models.InternVl)  # for its names and splits alone, without its tiny model
+        names.native, names.case = False, {"_decoder": SimpleNamespace(heads=heads, kv_heads=kv_heads, head_dim=text["hidden_size"] // heads)}
         text = {k: v for k, v in text.items() if k not in ("architectures", "bias", "rope_scaling", "model_type")}
         vision = {k: v for k, v in vision.items() if k not in ("qkv_bias", "qk_normalization", "model_type")}
-        config = families.InternVLConfig(
+        config = family_models.InternVLConfig(
             vision_config={**vision, "attention_bias": True, "use_mean_pooling": True, "model_type": "internvl_vision"},
-            text_config=families.LlamaConfig(**text).to_dict(), downsample_ratio=0.5, tie_word_embeddings=False)
-        model = loaded(families.InternVLForConditionalGeneration, None, config=config, state_dict=families.unfused(weights(folder)))
-        side, mean, std = vision["image_size"], *families.IMAGENET
-        processor = families.GotOcr2ImageProcessorPil(crop_to_patches=True, min_patches=1, max_patches=published["max_dynamic_patch"],
+            text_config=family_models.LlamaConfig(**text).to_dict(), downsample_ratio=0.5, tie_word_embeddings=False)
+        model = loaded(family_models.InternVLForConditionalGeneration, None, config=config, state_dict=names.in_memory(weights(folder)))
+        side, mean, std = vision["image_size"], *IMAGENET
+        processor = family_models.GotOcr2ImageProcessorPil(crop_to_patches=True, min_patches=1, max_patches=published["max_dynamic_patch"],
                                                       size={"height": side, "width": side}, image_mean=mean, image_std=std)
         pixels = torch.cat([processor([picture], return_tensors="pt")["pixel_values"] for picture in pictures])
         self.features = model.get_image_features(pixels, vision_feature_layer=-1, vision_feature_select_strategy="default",
@@ -116,13 +118,18 @@ class InternVl:
 class Vila:
     def __init__(self, folder: Path, _: torch.Tensor, pictures: list):
         llm = {k: v for k, v in load_json(folder / "llm/config.json").items() if k not in ("torch_dtype", "model_max_length")}
-        llama = loaded(families.LlamaForCausalLM, None, config=families.LlamaConfig(**llm), state_dict=weights(folder / "llm"))
-        vision = families.SiglipVisionConfig(**load_json(folder / "vision_tower/config.json"), vision_use_head=False)
+        llama = loaded(family_models.LlamaForCausalLM, None, config=family_models.LlamaConfig(**llm), state_dict=weights(folder / "llm"))
+        vision = family_models.SiglipVisionConfig(**load_json(folder / "vision_tower/config.json"), vision_use_head=False)
         values = {n: v for n, v in weights(folder / "vision_tower", "vision_model.").items() if not n.startswith("head.")}
-        tower = loaded(families.SiglipVisionModel, None, config=vision, state_dict=values)
-        parts = SimpleNamespace(tower=tower, projector=weights(folder / "mm_projector", "layers."))
-        processor = families.SiglipImageProcessorPil.from_pretrained(folder / "vision_tower")
-        self.features = families.Vila.features(parts, processor(pictures, return_tensors="pt")["pixel_values"])
+        tower = loaded(family_models.SiglipVisionModel, None, config=vision, state_dict=values)
+        width, hidden = 4 * vision.hidden_size, llama.config.hidden_size
+        projector = torch.nn.Sequential(torch.nn.Identity(), torch.nn.LayerNorm(width, 1e-5), torch.nn.Linear(width, hidden), torch.nn.GELU(),
+                                        torch.nn.Linear(hidden, hidden))
+        projector.load_state_dict(weights(folder / "mm_projector", "layers."), strict=True)
+        processor = family_models.SiglipImageProcessorPil.from_pretrained(folder / "vision_tower")
+        states = tower(processor(pictures, return_tensors="pt")["pixel_values"], output_hidden_states=True).hidden_states[-2]
+        side = int(states.shape[1] ** 0.5)
+        self.features = projector(family_models.Vila15.merged(None, states.unflatten(1, (side, side)))).flatten(0, 1)
         self.decoder, self.head, self.positions = llama.model, llama.lm_head, None
 
 
