@@ -71,14 +71,13 @@ void Decoder::store_sink_scores(std::int64_t layer, const at::Tensor& residual,
                                 KvCache& cache) const {
   if (pass.generated && !pass.var.generated_sinks) {
     cache.append_zero_sink_scores(layer, residual.size(1));
-  } else if (pass.var.phi_epsilon && sink_dims_.numel() > 0 &&
-             *pass.var.phi_epsilon != static_cast<float>(config_.rms_norm_eps)) {
-    cache.append_sink_scores(layer, sink_scores(residual, sink_dims_, *pass.var.phi_epsilon));
-  } else if (pass.hooks.sink_scores) {
-    cache.append_sink_scores(layer, pass.hooks.sink_scores(layer, cache.length(), phi));
-  } else {
-    cache.append_sink_scores(layer, phi);
+    return;
   }
+  const bool own_epsilon = pass.var.phi_epsilon && sink_dims_.numel() > 0 &&
+                           *pass.var.phi_epsilon != static_cast<float>(config_.rms_norm_eps);
+  at::Tensor stored = own_epsilon ? sink_scores(residual, sink_dims_, *pass.var.phi_epsilon) : phi;
+  if (pass.hooks.sink_scores) stored = pass.hooks.sink_scores(layer, cache.length(), stored);
+  cache.append_sink_scores(layer, stored);
 }
 
 at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCache& cache) const {

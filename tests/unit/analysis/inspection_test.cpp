@@ -140,6 +140,11 @@ TEST_CASE("a random knockout takes as many tokens as there are sinks, none of th
              again = knock_out(model, request, knockout, {5});
   CHECK(first.knocked_out[1] == sinks.knocked_out[1]);
   CHECK(first.expected_log_probs == again.expected_log_probs);
+  request.var.phi_epsilon = 1e-6F;  // as the reference preset has it: another way to phi
+  const auto other_epsilon = knock_out(model, request, knockout, {5});
+  CHECK(other_epsilon.knocked_out == first.knocked_out);
+  CHECK(std::abs(other_epsilon.expected_log_probs[0] - first.expected_log_probs[0]) < 1e-4);
+  request.var.phi_epsilon.reset();
   knockout.seed = 1;
   CHECK(knock_out(model, request, knockout, {5}).expected_log_probs != first.expected_log_probs);
   knockout.tokens = KnockoutTokens::kNone;
