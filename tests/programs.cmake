@@ -7,6 +7,16 @@ if(TARGET var)
   add_dependencies(test_cli var)
 endif()
 
+# The page of var sinks report in headless Chromium. Debian's own Python, since selenium is one of its packages.
+if(TARGET var)
+  find_program(debian_python python3 PATHS /usr/bin NO_DEFAULT_PATH NO_CACHE)
+  if(debian_python)
+    add_test(NAME browser COMMAND ${debian_python} ${CMAKE_CURRENT_SOURCE_DIR}/browser/report_test.py --var $<TARGET_FILE:var>
+             --source ${PROJECT_SOURCE_DIR} --work ${CMAKE_CURRENT_BINARY_DIR}/browser)
+    set_tests_properties(browser PROPERTIES LABELS browser TIMEOUT 600 SKIP_RETURN_CODE 77)
+  endif()
+endif()
+
 # The demo model: its answers, and the pictures of ./dev demo.
 if(TARGET demo)
   add_test(NAME demo COMMAND demo "${PROJECT_SOURCE_DIR}/examples/demo_model/demo.pt"

@@ -1,3 +1,5 @@
+#include <torch/csrc/jit/serialization/pickle.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -10,10 +12,10 @@
 #include "interrupt.h"
 #include "libvar/error.h"
 #include "libvar/session.h"
-#include "logits_file.h"
 #include "numbers.h"
 #include "sink_search.h"
 #include "stream.h"
+#include "whole_file.h"
 
 namespace var_command {
 namespace {
@@ -106,8 +108,8 @@ int ask(const AskFlags& flags) {
   flags.common.apply();
   flags.prompt.check();
   flags.var.check();
-  std::optional<LogitsFile> logits;
-  if (flags.logits) logits.emplace(*flags.logits);
+  std::optional<WholeFile> logits;
+  if (flags.logits) logits.emplace("logits", *flags.logits);
 
   auto model = load_model(flags.model, flags.common);
   flags.common.log(describe(*model));
@@ -124,7 +126,10 @@ int ask(const AskFlags& flags) {
   const libvar::Answer answer =
       flags.json ? ask_quietly(session, request) : ask_streaming(session, request, Turn::kFirst);
   if (flags.json) std::printf("%s\n", answer_json(answer).dump().c_str());
-  if (logits) logits->write(answer.logits);
+  if (logits) {
+    const std::vector<char> bytes = torch::jit::pickle_save(answer.logits);
+    logits->write({bytes.data(), bytes.size()});
+  }
   flags.common.log(describe(answer));
   return answer.finish_reason == libvar::FinishReason::kCancelled ? interrupted_code() : kDone;
 }

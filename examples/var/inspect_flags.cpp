@@ -53,22 +53,25 @@ libvar::Request InspectFlags::request(const libvar::Model& model) const {
 }
 
 std::pair<std::int64_t, std::int64_t> InspectFlags::layer_range(std::int64_t num_layers) const {
-  if (!layers) {
-    const std::int64_t first = (10 * num_layers + 16) / 32, last = (12 * num_layers + 16) / 32;
-    return {first, std::max(first, std::min(last, num_layers - 1))};
-  }
+  if (layers) return parse_layers(*layers, num_layers);
+  const std::int64_t first = (10 * num_layers + 16) / 32, last = (12 * num_layers + 16) / 32;
+  return {first, std::max(first, std::min(last, num_layers - 1))};
+}
+
+std::pair<std::int64_t, std::int64_t> parse_layers(const std::string& layers,
+                                                   std::int64_t num_layers) {
   const auto fail = [&] {
     return libvar::ConfigError("--layers: expected A or A-B with layers of 0 to " +
-                               std::to_string(num_layers - 1) + ", found " + *layers);
+                               std::to_string(num_layers - 1) + ", found " + layers);
   };
-  const auto parse = [&](std::string_view text) {
+  const auto parse = [&](std::string_view number) {
     std::int64_t value = -1;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size()) throw fail();
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
+    if (error != std::errc() || end != number.data() + number.size()) throw fail();
     return value;
   };
-  const std::size_t dash = layers->find('-');
-  const std::string_view text = *layers;
+  const std::size_t dash = layers.find('-');
+  const std::string_view text = layers;
   const std::int64_t first = parse(text.substr(0, dash));
   const std::int64_t last = dash == std::string::npos ? first : parse(text.substr(dash + 1));
   if (first < 0 || last < first || last >= num_layers) throw fail();

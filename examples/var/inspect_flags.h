@@ -29,10 +29,15 @@ struct InspectFlags {
   libvar::Request request(const libvar::Model& model) const;
   /// [first, last] of --layers; else those that the authors looked at, 10 to 12 of 32, in
   /// proportion.
-  /// @throws libvar::ConfigError  not A or A-B with A <= B, both layers of the model
+  /// @throws libvar::ConfigError  as parse_layers
   std::pair<std::int64_t, std::int64_t> layer_range(std::int64_t num_layers) const;
   std::filesystem::path out_file(const std::string& name) const;
 };
+
+/// [first, last] of --layers.
+/// @throws libvar::ConfigError  not A or A-B with A <= B, both layers of the model
+std::pair<std::int64_t, std::int64_t> parse_layers(const std::string& layers,
+                                                   std::int64_t num_layers);
 
 /// How the attention of some rows is shared out, mean over rows and heads.
 struct AttentionShares {

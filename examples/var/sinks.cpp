@@ -124,6 +124,7 @@ void add_sinks(CLI::App& app, Action& action) {
   add_sinks_knockout(*command, action);
   add_sinks_background(*command, action);
   add_sinks_ablate(*command, action);
+  add_sinks_report(*command, action);
 }
 
 }  // namespace var_command

@@ -179,6 +179,10 @@ std::string Model::dtype() const {
   return dtype_name(loaded_->target.dtype);
 }
 
+std::int64_t Model::num_layers() const {
+  return loaded_->config.decoder.num_layers;
+}
+
 std::int64_t Model::context_length() const {
   return loaded_->config.decoder.max_positions;
 }

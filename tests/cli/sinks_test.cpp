@@ -315,3 +315,55 @@ TEST_CASE("sinks background counts tokens by the masks", "[cli][sinks]") {
   CHECK(run({"--voc", (folder / "images" / "none").string()}).code == 1);
   CHECK(run({}).code == 2);
 }
+
+TEST_CASE("sinks report writes one page, and goes on with the entries it has", "[cli][sinks]") {
+  const TemporaryFolder folder;
+  const std::string demo = LIBVAR_SOURCE_DIR "/examples/demo_model";
+  const std::string page = (folder / "page.html").string(), entries = page + ".entries.jsonl";
+  const auto run = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"sinks",    "report", kDemo,     "--out", page,
+                                          "--device", "cpu",    "--dtype", "fp32"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_command(arguments);
+  };
+  std::filesystem::create_directories(folder / "images");
+  for (const char* name : {"scene_1.png", "scene_2.png"})
+    std::filesystem::copy_file(demo + "/images/" + name, folder / "images" / name);
+  const std::string images = (folder / "images").string();
+  const CommandResult both = run({kQuestion, "--images", images});
+  INFO(both.err);
+  REQUIRE(both.code == 0);
+  CHECK(both.out.find(page + ": 2 questions") == 0);
+  const std::string whole = read_bytes(page);
+  CHECK_FALSE(std::filesystem::exists(entries));
+
+  // A picture that can't be read stops it; what was made before stays, and no page is left.
+  std::filesystem::remove(page);
+  write_bytes(folder / "images" / "scene_2.png", "no picture");
+  const CommandResult failed = run({kQuestion, "--images", images});
+  CHECK(failed.code == 1);
+  CHECK(failed.err.find("scene_2.png") != std::string::npos);
+  CHECK_FALSE(std::filesystem::exists(page));
+  const std::string begun = read_bytes(entries);
+  CHECK(std::count(begun.begin(), begun.end(), '\n') == 2);  // settings and the first entry
+  CHECK(run({kQuestion, "--images", images, "--p", "0.5"}).err.find("made with other settings") !=
+        std::string::npos);
+  std::filesystem::copy_file(demo + "/images/scene_2.png", folder / "images" / "scene_2.png",
+                             std::filesystem::copy_options::overwrite_existing);
+  REQUIRE(run({kQuestion, "--images", images}).code == 0);
+  CHECK(read_bytes(page) == whole);
+  std::vector<std::string> left;
+  for (const auto& entry : std::filesystem::directory_iterator(folder / "."))
+    left.push_back(entry.path().filename().string());
+  CHECK(left.size() == 2);  // images, page.html
+
+  CHECK(run({kQuestion, "--image", kImage, "--layers", "1-2"}).code == 0);
+  CHECK(run({kQuestion, "--image", kImage, "--layers", "1-9"}).err.find("layers of 0 to 3") !=
+        std::string::npos);
+  CHECK(run({kQuestion, "--image", kImage, "--no-var"}).err.find("VAR to be on") !=
+        std::string::npos);
+  CHECK(run({kQuestion}).code == 2);
+  CHECK(run({"--image", kImage}).code == 2);
+  CHECK(run({kQuestion, "--questions", demo + "/questions.jsonl", "--images", images}).code == 2);
+  CHECK(run({kQuestion, "--images", (folder / "none").string()}).code == 1);
+}

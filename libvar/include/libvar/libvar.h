@@ -10,6 +10,7 @@
 #include "libvar/model.h"
 #include "libvar/ops.h"
 #include "libvar/questions.h"
+#include "libvar/report.h"
 #include "libvar/request.h"
 #include "libvar/session.h"
 #include "libvar/var_params.h"

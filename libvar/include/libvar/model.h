@@ -47,6 +47,7 @@ class Model {
   const std::string& family() const;    ///< "llava"
   std::string device() const;           ///< "cpu", "cuda:0"
   std::string dtype() const;            ///< "float32", "bfloat16", "float16": of the computation
+  std::int64_t num_layers() const;      ///< of the language model
   std::int64_t context_length() const;  ///< most positions of a sequence
   VarParams var_defaults() const;       ///< the paper's, changed by what the archive stores
   bool has_sink_dimensions() const;     ///< false: VAR can't act

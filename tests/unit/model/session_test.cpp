@@ -84,6 +84,7 @@ TEST_CASE("a model says what it is", "[model]") {
   CHECK(mha()->device() == "cpu");
   CHECK(mha()->dtype() == "float32");
   CHECK(mha()->context_length() == 512);
+  CHECK(mha()->num_layers() == 5);
   CHECK(mha()->has_sink_dimensions());
   CHECK(mha()->var_defaults().first_layer == 2);
   CHECK(mha()->load_ms() > 0);
