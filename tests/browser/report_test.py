@@ -19,6 +19,7 @@ try:
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.actions.action_builder import ActionBuilder
     from selenium.webdriver.common.actions.pointer_input import PointerInput
+    from selenium.webdriver.common import utils
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
@@ -68,6 +69,19 @@ def run_var(*flags):
         raise RuntimeError(f"{' '.join(command)}: {result.stderr}")
 
 
+def numeric_service():
+    """The driver without the name localhost, which a minimal system may not know."""
+    class NumericService(Service):
+        @property
+        def service_url(self):
+            return f"http://127.0.0.1:{self.port}"
+
+        def is_connectable(self):
+            return utils.is_connectable(self.port, "127.0.0.1")
+
+    return NumericService(str(DRIVER))
+
+
 def data_uri(png):
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
@@ -91,10 +105,10 @@ class ReportPage(unittest.TestCase):
         options = webdriver.ChromeOptions()
         options.binary_location = str(CHROMIUM)
         for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage",
-                     "--force-device-scale-factor=1", "--force-color-profile=srgb", f"--user-data-dir={cls.work / 'profile'}"):
+                     "--force-device-scale-factor=1", "--force-color-profile=srgb", "--remote-debugging-pipe", f"--user-data-dir={cls.work / 'profile'}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        cls.driver = webdriver.Chrome(service=Service(str(DRIVER)), options=options)
+        cls.driver = webdriver.Chrome(service=numeric_service(), options=options)
         cls.driver.set_script_timeout(60)
 
     @classmethod
