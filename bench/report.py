@@ -44,6 +44,7 @@ REDISTRIBUTE = {"libvar": ("libvar", "libvar"), "eager": ("PyTorch operators, fl
 NORM = {"libvar": ("libvar: norm and φ", "libvar"), "libvar_no_phi": ("libvar: norm alone", "own"),
         "eager_with_phi": ("PyTorch operators: norm and φ", "moves"),
         "eager": ("PyTorch operators: norm alone", "plain")}
+LINEAR = {"libvar": ("libvar", "libvar"), "linear": ("at::linear", "plain"), "read": ("a read of the weight", "plain")}
 
 
 MODELS = {(32, 32): "LLaVA-1.5-7B", (32, 8): "InternVL2-8B", (28, 4): "Qwen2-VL-7B"}  # by heads and key heads
@@ -132,6 +133,8 @@ def heading(case):
         return ", ".join(parts)
     if case.op == "redistribute":
         return f"[1, {sizes['heads']}, {sizes['rows']}, {sizes['keys']}] {case.dtype}"
+    if case.op == "skinny_linear":
+        return f"{sizes['rows']} of {sizes['in']} -> {sizes['out']} {case.dtype}"
     return f"[{sizes['rows']}, {sizes['hidden']}] {case.dtype}"
 
 
@@ -315,13 +318,14 @@ def section(device, machine, group, lines, pictures):
         lines += [f"![{sentence}](images/{name})", ""]
     lines += ["### Bars", "", *(bars_table(run) or ["No case of this run has a bar.", ""])]
     timed = {op: [c for c in run.cases.values() if c.op == op and c.median("libvar")]
-             for op in ("attention", "redistribute", "rms_norm")}
+             for op in ("attention", "redistribute", "rms_norm", "skinny_linear")}
     one_row = [c for c in timed["attention"] if c.sizes["rows"] == 1]
     several = [c for c in timed["attention"] if c.sizes["rows"] > 1]
     for title, cases, names in (("Attention of one row", one_row, VARIANTS),
                                 ("Attention of several rows", several, VARIANTS),
                                 ("redistribute", timed["redistribute"], REDISTRIBUTE),
-                                ("RMSNorm with φ", timed["rms_norm"], NORM)):
+                                ("RMSNorm with φ", timed["rms_norm"], NORM),
+                                ("A linear map of a few rows", timed["skinny_linear"], LINEAR)):
         if cases:
             lines += [f"### {title}", "", *times_table(run, cases, names), *memory_table(cases)]
     notes = [f"- {c.name}: {c.failed or c.note}"

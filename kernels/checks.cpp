@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "libvar/ops.h"
+
 namespace libvar::checks {
 namespace {
 
@@ -139,6 +141,27 @@ void check_redistribute(const char* op, const at::Tensor& probs, const at::Tenso
     check_dtype(op, "row_mask", *row_mask, at::kBool);
     check_shape(op, "row_mask", *row_mask, {batch, probs.sym_size(2)});
     check_device(op, "row_mask", *row_mask, probs);
+  }
+}
+
+void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias) {
+  const char* op = "skinny_linear";
+  check_floating(op, "input", input);
+  TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) >= 1, op,
+                    ": expected input of shape [..., K] with K > 0, got ", input.sym_sizes());
+  const c10::SymInt num_rows = input.sym_numel() / input.sym_size(-1);
+  TORCH_CHECK_VALUE(num_rows <= kMaxSkinnyRows, op, ": expected at most ", kMaxSkinnyRows,
+                    " rows of input, got ", num_rows);
+  check_dtype(op, "weight", weight, input.scalar_type());
+  check_rank(op, "weight", weight, 2, "[N, K]");
+  check_shape(op, "weight", weight, {weight.sym_size(0), input.sym_size(-1)});
+  check_last_dim_contiguous(op, "weight", weight);
+  check_device(op, "weight", weight, input);
+  if (bias.has_value()) {
+    check_dtype(op, "bias", *bias, input.scalar_type());
+    check_shape(op, "bias", *bias, {weight.sym_size(0)});
+    check_device(op, "bias", *bias, input);
   }
 }
 

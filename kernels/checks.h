@@ -46,6 +46,10 @@ void check_rms_norm(const char* op, const char* hidden_name, const at::Tensor& h
 void check_redistribute(const char* op, const at::Tensor& probs, const at::Tensor& sink_scores,
                         const at::Tensor& visual_mask, const std::optional<at::Tensor>& row_mask);
 
+/// skinny_linear: input [..., K] of at most kMaxSkinnyRows rows, weight [N, K], bias [N].
+void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias);
+
 /// The tensors that attention reads and fills.
 struct AttentionTensors {
   const at::Tensor& query;

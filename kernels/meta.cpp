@@ -64,6 +64,14 @@ void redistribute_in_place_meta(at::Tensor& probs, const at::Tensor& sink_scores
   checks::check_redistribute("redistribute_", probs, sink_scores, visual_mask, row_mask);
 }
 
+at::Tensor skinny_linear_meta(const at::Tensor& input, const at::Tensor& weight,
+                              const std::optional<at::Tensor>& bias) {
+  checks::check_skinny_linear(input, weight, bias);
+  c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
+  sizes.back() = weight.sym_size(0);
+  return empty_contiguous(sizes, input, input.scalar_type());
+}
+
 at::Tensor attention_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const at::Tensor& sink_scores, const at::Tensor& visual_mask,
                           const std::optional<at::Tensor>& row_mask,
@@ -88,6 +96,7 @@ TORCH_LIBRARY_IMPL(libvar, Meta, m) {
   m.impl("sink_scores", &libvar::sink_scores_meta);
   m.impl("rms_norm_sink_scores", &libvar::rms_norm_sink_scores_meta);
   m.impl("add_rms_norm_sink_scores", &libvar::add_rms_norm_sink_scores_meta);
+  m.impl("skinny_linear", &libvar::skinny_linear_meta);
   m.impl("_redistribute", &libvar::redistribute_meta);
   m.impl("_redistribute_", &libvar::redistribute_in_place_meta);
   m.impl("_attention", &libvar::attention_meta);

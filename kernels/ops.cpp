@@ -19,6 +19,8 @@ using RmsNormSignature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, c
 using AddRmsNormSignature = std::tuple<at::Tensor, at::Tensor>(at::Tensor&, const at::Tensor&,
                                                                const at::Tensor&, const at::Tensor&,
                                                                double);
+using SkinnyLinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&,
+                                         const OptionalTensor&);
 using PublicRedistributeSignature = at::Tensor(const at::Tensor&, const at::Tensor&,
                                                const at::Tensor&, const OptionalTensor&, double,
                                                double, double, double, double);
@@ -168,6 +170,12 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores(at::Tensor& residual
                                                             double eps) {
   static const auto op = find_op<AddRmsNormSignature>("libvar::add_rms_norm_sink_scores");
   return op.call(residual, delta, weight, sink_dims, eps);
+}
+
+at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias) {
+  static const auto op = find_op<SkinnyLinearSignature>("libvar::skinny_linear");
+  return op.call(input, weight, bias);
 }
 
 at::Tensor redistribute(const at::Tensor& probs, const at::Tensor& sink_scores,

@@ -5,7 +5,7 @@
 // and `attention` are thin wrappers (ops.cpp) over the ops with a leading underscore, which take
 // all that the typed functions of ops.h take: general classes, head rule, parameters per sequence,
 // traces. A device implements each of
-//     sink_scores  rms_norm_sink_scores  add_rms_norm_sink_scores
+//     sink_scores  rms_norm_sink_scores  add_rms_norm_sink_scores  skinny_linear
 //     _redistribute  _redistribute_  _attention
 // once, and so does meta.cpp. `sources` and `targets` are ClassSets, `head_rule` is a HeadRule, as
 // integers.
@@ -24,6 +24,7 @@ TORCH_LIBRARY(libvar, m) {
       "add_rms_norm_sink_scores(Tensor(a!) residual, Tensor delta, Tensor weight, "
       "Tensor sink_dims, float eps=1e-6) -> (Tensor, Tensor)",
       tags);
+  m.def("skinny_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", tags);
   m.def(
       "redistribute(Tensor probs, Tensor sink_scores, Tensor visual_mask, "
       "Tensor? row_mask=None, *, float tau=20., float rho=0.8, float p=0.6, "
@@ -60,9 +61,9 @@ TORCH_LIBRARY(libvar, m) {
 }
 
 TORCH_LIBRARY_IMPL(libvar, Autograd, m) {
-  for (const char* op :
-       {"sink_scores", "rms_norm_sink_scores", "add_rms_norm_sink_scores", "redistribute",
-        "redistribute_", "attention", "_redistribute", "_redistribute_", "_attention"}) {
+  for (const char* op : {"sink_scores", "rms_norm_sink_scores", "add_rms_norm_sink_scores",
+                         "skinny_linear", "redistribute", "redistribute_", "attention",
+                         "_redistribute", "_redistribute_", "_attention"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -9,6 +9,10 @@ namespace libvar {
 /// Relative error of phi against double precision, float32 input.
 inline constexpr double kSinkScoreBound = 1e-5;
 
+/// Error of a linear map's output against double precision, float32, relative to
+/// sum_k |input[k] weight[k]| + |bias|.
+inline constexpr double kLinearBound = 1e-5;
+
 /// Absolute error of a redistributed probability against double precision given the same selection,
 /// float32.
 inline constexpr double kRedistributeBound = 1e-5;

@@ -59,6 +59,28 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores(at::Tensor& residual
                                                             const at::Tensor& sink_dims,
                                                             double eps = 1e-6);
 
+/// Most rows that skinny_linear takes.
+inline constexpr int kMaxSkinnyRows = 8;
+
+/// Linear map of a few rows (a "skinny" matrix product; of one row: GEMV), at the speed at which
+/// the weight is read.
+///
+///     out = input weight^T + bias
+/// @param input   [..., K] float32|float16|bfloat16, at most kMaxSkinnyRows rows, K > 0, any
+/// strides
+/// @param weight  [N, K], dtype and device of input, K contiguous
+/// @param bias    [N] or none, dtype and device of input
+/// @return        [..., N], dtype and device of input, contiguous
+/// @throws c10::ValueError  shapes disagree, too many rows, weight's strides
+/// @throws c10::TypeError   dtype not listed
+/// Numerics: products and sums in float32, the bias added before the one rounding to the dtype;
+/// error within kLinearBound (numerics.h). Products of half types are exact. A row's bits do not
+/// depend on the other rows nor on threads. On a CPU with bfloat16 dot products bfloat16 subnormal
+/// numbers count as 0. CUDA calls at::linear and has its numerics.
+/// Cost: one read of weight from memory, whatever the number of rows.
+at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias = std::nullopt);
+
 /// Moves attention from sink tokens to the non-sink visual tokens of the selected rows.
 ///
 /// Source: arXiv:2503.03321, Section 5, Equations 3 and 4; see RedistributionRule.

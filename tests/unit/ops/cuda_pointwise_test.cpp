@@ -117,6 +117,21 @@ void compare_redistribute(at::ScalarType dtype, std::int64_t keys) {
 
 }  // namespace
 
+TEST_CASE("CUDA's skinny_linear equals the CPU's", "[linear][cuda]") {
+  if (!have_gpu()) return;
+  for (const at::ScalarType dtype : kDtypes) {
+    INFO(dtype);
+    const at::Tensor input = at::randn({2, 4, 640}).to(dtype);
+    const at::Tensor weight = at::randn({33, 640}).to(dtype);
+    const at::Tensor bias = at::randn({33}).to(dtype);
+    const at::Tensor cpu = libvar::skinny_linear(input, weight, bias);
+    const at::Tensor gpu = libvar::skinny_linear(on_gpu(input), on_gpu(weight), on_gpu(bias));
+    CHECK(gpu.is_contiguous());
+    CHECK(largest_difference(gpu, cpu) <=
+          (1e-5 + 2 * unit_of(dtype)) * cpu.abs().max().item<double>());
+  }
+}
+
 TEST_CASE("CUDA and CPU agree on sink scores and norms", "[norms][cuda]") {
   if (!have_gpu()) return;
   for (const at::ScalarType dtype : kDtypes) {

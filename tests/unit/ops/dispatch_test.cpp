@@ -38,6 +38,8 @@ TEST_CASE("every public op is registered with its pinned schema on CPU and Meta"
        "libvar::add_rms_norm_sink_scores(Tensor(a!) residual, Tensor delta, Tensor weight, Tensor "
        "sink_dims, "
        "float eps=9.9999999999999995e-07) -> (Tensor, Tensor)"},
+      {"skinny_linear",
+       "libvar::skinny_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"},
       {"redistribute",
        "libvar::redistribute(Tensor probs, Tensor sink_scores, Tensor visual_mask, Tensor? "
        "row_mask=None, *, "
@@ -101,6 +103,11 @@ TEST_CASE("typed functions equal the ops bit for bit", "[dispatch]") {
   CHECK(same_bits(added[0].toTensor(), added_normed));
   CHECK(same_bits(added[1].toTensor(), added_phi));
 
+  const at::Tensor matrix = at::randn({9, 40}, generator, at::kFloat);
+  const at::Tensor bias = at::randn({9}, generator, at::kFloat);
+  CHECK(same_bits(call_op("libvar::skinny_linear", hidden, matrix, bias)[0].toTensor(),
+                  skinny_linear(hidden, matrix, bias)));
+
   RedistributionRule rule;
   rule.tau = 21.0f;
   rule.rho = 0.5f;
@@ -151,6 +158,10 @@ TEST_CASE("Meta gives the shapes, strides and dtypes of the CPU", "[dispatch]") 
         add_rms_norm_sink_scores(meta_residual, meta(hidden), meta(weight), meta(sink_dims));
     CHECK(same_form(std::get<0>(cpu_add), std::get<0>(meta_add)));
     CHECK(same_form(std::get<1>(cpu_add), std::get<1>(meta_add)));
+
+    const at::Tensor few = at::ones({4, 16, 2}, type).transpose(1, 2);
+    const at::Tensor matrix = at::ones({9, 16}, type);
+    CHECK(same_form(skinny_linear(few, matrix), skinny_linear(meta(few), meta(matrix))));
 
     AttentionInputs in = random_attention({2, 4, 2, 6, 30, 8}, type, 602);
     in.query = in.query.transpose(1, 2).contiguous().transpose(1, 2);

@@ -33,6 +33,15 @@ struct NormCall {
   void add() { add_rms_norm_sink_scores(hidden, delta, weight, sink_dims, eps); }
 };
 
+struct LinearCall {
+  at::Device device;
+  at::Tensor input = at::ones({2, 4, 16}, device);
+  at::Tensor weight = at::ones({5, 16}, device);
+  std::optional<at::Tensor> bias = at::ones({5}, device);
+
+  void call() const { skinny_linear(input, weight, bias); }
+};
+
 struct RedistributeCall {
   at::Device device;
   at::Tensor probs = at::ones({2, 4, 3, 8}, device);
@@ -142,10 +151,55 @@ TEST_CASE("the norm ops refuse sink dimensions outside the hidden size on the CP
         "add_rms_norm_sink_scores: expected sink_dims[0] in [0, 16), got -1");
 }
 
+TEST_CASE("skinny_linear refuses what its contract excludes", "[errors]") {
+  for (const at::Device device : kDevices) {
+    INFO(device);
+    const LinearCall good{device};
+    LinearCall bad = good;
+    CHECK(value_error([&] { bad.call(); }) == "no exception");
+    bad.input = good.input.to(at::kDouble);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_linear: expected input of dtype Float, Half or BFloat16, got Double");
+    bad.input = at::ones({2, 0}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_linear: expected input of shape [..., K] with K > 0, got [2, 0]");
+    bad.input = at::ones({}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_linear: expected input of shape [..., K] with K > 0, got []");
+    bad.input = at::ones({3, 3, 16}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_linear: expected at most 8 rows of input, got 9");
+    bad = good;
+    bad.weight = good.weight.to(at::kHalf);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_linear: expected weight of dtype Float, got Half");
+    bad.weight = at::ones({16}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_linear: expected weight of shape [N, K], got [16]");
+    bad.weight = at::ones({5, 15}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_linear: expected weight of shape [5, 16], got [5, 15]");
+    bad.weight = at::ones({16, 5}, device).t();
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_linear: expected weight with a contiguous last dimension, got strides [1, 5]");
+    bad = good;
+    bad.bias = good.bias->to(at::kHalf);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_linear: expected bias of dtype Float, got Half");
+    bad.bias = at::ones({4}, device);
+    CHECK(value_error([&] { bad.call(); }) == "skinny_linear: expected bias of shape [5], got [4]");
+    bad.bias = std::nullopt;
+    CHECK(value_error([&] { bad.call(); }) == "no exception");
+  }
+}
+
 TEST_CASE("the ops refuse tensors on different devices", "[errors]") {
   NormCall norm{at::kMeta};
   norm.sink_dims = at::zeros({2}, at::kLong);
   CHECK(value_error([&] { norm.scores(); }) == "sink_scores: expected sink_dims on meta, got cpu");
+  LinearCall linear{at::kMeta};
+  linear.weight = at::ones({5, 16});
+  CHECK(value_error([&] { linear.call(); }) == "skinny_linear: expected weight on meta, got cpu");
   RedistributeCall redistribution{at::kMeta};
   redistribution.visual = at::ones({2, 8}, at::kBool);
   CHECK(value_error([&] { redistribution.call(); }) ==

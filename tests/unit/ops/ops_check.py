@@ -50,6 +50,13 @@ class OpCheck(unittest.TestCase):
             torch.library.opcheck(libvar.rms_norm_sink_scores, (hidden, weight, sink_dims, 1e-5))
             torch.library.opcheck(libvar.add_rms_norm_sink_scores, (hidden.clone(), hidden, weight, sink_dims))
 
+    def test_skinny_linear(self):
+        for dtype in DTYPES:
+            torch.manual_seed(7)
+            inputs = (torch.randn(2, 3, 40).to(dtype), torch.randn(9, 40).to(dtype), torch.randn(9).to(dtype))
+            torch.library.opcheck(libvar.skinny_linear, inputs)
+            torch.library.opcheck(libvar.skinny_linear, inputs[:2])
+
     def test_redistribute(self):
         for dtype in DTYPES:
             probs, sink_scores, visual_mask, row_mask = redistribute_inputs(dtype)

@@ -1,0 +1,305 @@
+// skinny_linear on the CPU, one build per capability.
+//
+// Work split: one call does a range of weight rows. Memory: each weight row comes from memory once.
+// Of one input row that stays in the first cache beside what streams through, the weight rows are
+// one sequential stream, the fastest that a core can read. Longer and more input rows come from the
+// second cache again and again, so several weight rows side by side share each load of them; pairs
+// of input rows after the first find the weight rows in the cache. The processor fetches a stream
+// ahead by itself, but each 4 KiB page anew: the first lines of a page are asked for early.
+//
+// Sums: 32 lanes of floats, those of a block added to those of the blocks before, and nothing
+// fused, so that all builds give the same bits and a row's bits do not depend on the other rows.
+// The exception is bfloat16 where the processor multiplies it (PairSums).
+
+#include "cpu/skinny_linear_kernel.h"
+
+#include "cpu/group.h"
+
+namespace libvar::cpu::LIBVAR_CPU_NAMESPACE {
+namespace {
+
+// Bytes of a weight row whose products are added up before they are added to the row's: keeps the
+// rounding error small at any K. A page, so that each block has one to ask for.
+constexpr std::int64_t kBlockBytes = 4096;
+
+// How far ahead of a block a page is asked for, and how many of its lines. Measured: 2 to 6 pages
+// and 2 to 4 lines do equally well, more lines or several places in a page worse.
+constexpr std::int64_t kBytesAhead = 2 * kBlockBytes;
+constexpr std::int64_t kLinesAhead = 4;
+constexpr std::int64_t kLineBytes = 64;
+
+// Bytes of an input row that stay in the first cache while a weight row streams through it.
+constexpr std::int64_t kStayingBytes = 12288;
+
+// Sums that fit into registers beside a group of the weight.
+constexpr int kSumsAtOnce = kLanes == 16 ? 8 : kLanes == 8 ? 2 : 1;
+
+/// Sums of products in 32 lanes of floats.
+template <typename T>
+struct GroupSums {
+  using Input = float;  ///< in the order of group_lane()
+  using Sum = Group;
+  static constexpr std::int64_t kStep = kGroup;
+
+  static LIBVAR_INLINE void prepare(const T* row, std::int64_t count, Input* target) {
+    store_group(target, count < kStep ? load_partial_group(row, count) : load_group(row));
+  }
+
+  static LIBVAR_INLINE Group load_weight(const T* source) { return load_group(source); }
+
+  static LIBVAR_INLINE Group load_partial_weight(const T* source, std::int64_t count) {
+    return load_partial_group(source, count);
+  }
+
+  static LIBVAR_INLINE void add_products(Sum& sum, const Group& weight, const Input* input) {
+    const Group x = load_group(input);
+    for (std::int64_t i = 0; i < kParts; ++i) {
+      sum.first.part[i] += weight.first.part[i] * x.first.part[i];
+      sum.second.part[i] += weight.second.part[i] * x.second.part[i];
+    }
+  }
+
+  static LIBVAR_INLINE void add_sum(Sum& sum, const Sum& x) {
+    add(sum.first, x.first);
+    add(sum.second, x.second);
+  }
+
+  static LIBVAR_INLINE float total(Sum sum) {
+    add(sum.first, sum.second);
+    return sum_of(sum.first);
+  }
+};
+
+// How the products of a dtype are added up, for one sum at a time and for several.
+template <typename T, int sums>
+struct ArithmeticOf {
+  using Type = GroupSums<T>;
+};
+
+#if defined(__AVX512BF16__)
+/// Sums of bfloat16 products, two to a lane and instruction.
+struct PairSums {
+  using Input = Bfloat16;
+
+  struct Sum {
+    Floats first, second;
+  };
+
+  struct Weight {
+    __m512i first, second;
+  };
+
+  static constexpr std::int64_t kHalf = 2 * kLanes;
+  static constexpr std::int64_t kStep = 2 * kHalf;
+
+  static LIBVAR_INLINE Weight load_weight(const Bfloat16* source) {
+    return {_mm512_loadu_si512(source), _mm512_loadu_si512(source + kHalf)};
+  }
+
+  static LIBVAR_INLINE Weight load_partial_weight(const Bfloat16* source, std::int64_t count) {
+    const std::uint64_t mask = (std::uint64_t{1} << count) - 1;
+    return {_mm512_maskz_loadu_epi16(static_cast<__mmask32>(mask), source),
+            _mm512_maskz_loadu_epi16(static_cast<__mmask32>(mask >> kHalf), source + kHalf)};
+  }
+
+  static LIBVAR_INLINE void prepare(const Bfloat16* row, std::int64_t count, Input* target) {
+    const Weight x = count < kStep ? load_partial_weight(row, count) : load_weight(row);
+    _mm512_storeu_si512(target, x.first);
+    _mm512_storeu_si512(target + kHalf, x.second);
+  }
+
+  static LIBVAR_INLINE Floats dot(__m512i a, __m512i b, Floats sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+
+  static LIBVAR_INLINE void add_products(Sum& sum, const Weight& weight, const Input* input) {
+    const Weight x = load_weight(input);
+    sum.first = dot(weight.first, x.first, sum.first);
+    sum.second = dot(weight.second, x.second, sum.second);
+  }
+
+  static LIBVAR_INLINE void add_sum(Sum& sum, const Sum& x) {
+    sum.first += x.first;
+    sum.second += x.second;
+  }
+
+  static LIBVAR_INLINE float total(const Sum& sum) { return sum_of(sum.first + sum.second); }
+};
+
+/// The same sums in registers of half the width: alone with its input, a weight row is read faster
+/// by loads of 32 bytes.
+struct NarrowPairSums {
+  using Input = Bfloat16;
+
+  struct Sum {
+    __m256 part[4];
+  };
+
+  struct Weight {
+    __m256i part[4];
+  };
+
+  static constexpr std::int64_t kPart = kLanes;
+  static constexpr std::int64_t kStep = PairSums::kStep;
+
+  static LIBVAR_INLINE Weight load_weight(const Bfloat16* source) {
+    Weight weight;
+    __builtin_memcpy(&weight, source, sizeof(weight));
+    return weight;
+  }
+
+  static LIBVAR_INLINE Weight load_partial_weight(const Bfloat16* source, std::int64_t count) {
+    const PairSums::Weight weight = PairSums::load_partial_weight(source, count);
+    return {{_mm512_castsi512_si256(weight.first), _mm512_extracti64x4_epi64(weight.first, 1),
+             _mm512_castsi512_si256(weight.second), _mm512_extracti64x4_epi64(weight.second, 1)}};
+  }
+
+  static LIBVAR_INLINE void add_products(Sum& sum, const Weight& weight, const Input* input) {
+    const Weight x = load_weight(input);
+    for (int i = 0; i < 4; ++i) {
+      sum.part[i] = _mm256_dpbf16_ps(sum.part[i], reinterpret_cast<__m256bh>(weight.part[i]),
+                                     reinterpret_cast<__m256bh>(x.part[i]));
+    }
+  }
+
+  static LIBVAR_INLINE void add_sum(Sum& sum, const Sum& x) {
+    for (int i = 0; i < 4; ++i) sum.part[i] += x.part[i];
+  }
+
+  static LIBVAR_INLINE float total(const Sum& sum) {
+    const __m256 low = sum.part[0] + sum.part[2];
+    const __m256 high = sum.part[1] + sum.part[3];
+    return sum_of(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1));
+  }
+};
+
+template <int sums>
+struct ArithmeticOf<Bfloat16, sums> {
+  using Type = PairSums;
+};
+
+template <>
+struct ArithmeticOf<Bfloat16, 1> {
+  using Type = NarrowPairSums;
+};
+#endif
+
+LIBVAR_INLINE void ask_for_page(const void* source) {
+  for (std::int64_t line = 0; line < kLinesAhead; ++line) {
+    _mm_prefetch(static_cast<const char*>(source) + kBytesAhead + line * kLineBytes, _MM_HINT_T0);
+  }
+}
+
+/// The weight rows [n, n + outputs) times the input rows [m, m + inputs).
+template <typename T, int inputs, int outputs>
+LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int64_t n) {
+  using Arithmetic = typename ArithmeticOf<T, inputs * outputs>::Type;
+  using Input = typename Arithmetic::Input;
+  using Sum = typename Arithmetic::Sum;
+  constexpr std::int64_t kStep = Arithmetic::kStep;
+  constexpr auto kBlock = static_cast<std::int64_t>(kBlockBytes / sizeof(T));
+  static_assert(kBlock % kStep == 0);
+  const T* weight[outputs];
+  const Input* input[inputs];
+  for (int o = 0; o < outputs; ++o)
+    weight[o] = static_cast<const T*>(linear.weight) + (n + o) * linear.weight_stride;
+  for (int i = 0; i < inputs; ++i) {
+    input[i] = reinterpret_cast<const Input*>(linear.prepared_input +
+                                              (m + i) * prepared_row_bytes(linear.in_features));
+  }
+  const auto add_step = [&](Sum(&sum)[inputs][outputs], std::int64_t k, auto load) {
+    for (int o = 0; o < outputs; ++o) {
+      const auto elements = load(weight[o] + k);
+      for (int i = 0; i < inputs; ++i) Arithmetic::add_products(sum[i][o], elements, input[i] + k);
+    }
+  };
+  const std::int64_t whole = linear.in_features / kStep * kStep;
+  Sum sum[inputs][outputs] = {};
+  for (std::int64_t start = 0; start < whole; start += kBlock) {
+    const std::int64_t end = start + kBlock < whole ? start + kBlock : whole;
+    for (int o = 0; o < outputs; ++o) ask_for_page(weight[o] + start);
+    Sum block[inputs][outputs] = {};
+    for (std::int64_t k = start; k < end; k += kStep) {
+      add_step(block, k, [](const T* source) { return Arithmetic::load_weight(source); });
+    }
+    for (int i = 0; i < inputs; ++i) {
+      for (int o = 0; o < outputs; ++o) Arithmetic::add_sum(sum[i][o], block[i][o]);
+    }
+  }
+  if (const std::int64_t rest = linear.in_features - whole; rest != 0) {
+    add_step(sum, whole,
+             [rest](const T* source) { return Arithmetic::load_partial_weight(source, rest); });
+  }
+  for (int o = 0; o < outputs; ++o) {
+    const float bias = linear.bias == nullptr
+                           ? 0.0f
+                           : load_partial(static_cast<const T*>(linear.bias) + n + o, 1)[0];
+    T* output = static_cast<T*>(linear.output) + m * linear.out_features + n + o;
+    for (int i = 0; i < inputs; ++i) {
+      store_partial(output + i * linear.out_features,
+                    broadcast(Arithmetic::total(sum[i][o]) + bias), 1);
+    }
+  }
+}
+
+/// The weight rows [n, n + outputs) times all input rows.
+template <typename T, int outputs>
+LIBVAR_INLINE void run_outputs(const SkinnyLinear& linear, std::int64_t n) {
+  std::int64_t m = 0;
+  if constexpr (2 * outputs <= kSumsAtOnce) {
+    for (; m + 2 <= linear.num_rows; m += 2) run_tile<T, 2, outputs>(linear, m, n);
+  }
+  for (; m < linear.num_rows; ++m) run_tile<T, 1, outputs>(linear, m, n);
+}
+
+template <typename T>
+void run_rows(const SkinnyLinear& linear, std::int64_t begin, std::int64_t end) {
+  using Input = typename ArithmeticOf<T, 1>::Type::Input;
+  const auto input_bytes = linear.in_features * static_cast<std::int64_t>(sizeof(Input));
+  const bool is_one_stream = linear.num_rows == 1 && input_bytes <= kStayingBytes;
+  std::int64_t n = begin;
+  if (!is_one_stream) {
+    if (linear.num_rows == 1) {
+      for (; n + kSumsAtOnce <= end; n += kSumsAtOnce) run_outputs<T, kSumsAtOnce>(linear, n);
+    } else if constexpr (kSumsAtOnce > 1) {
+      constexpr int kOutputs = kSumsAtOnce / 2;
+      for (; n + kOutputs <= end; n += kOutputs) run_outputs<T, kOutputs>(linear, n);
+    }
+  }
+  for (; n < end; ++n) run_outputs<T, 1>(linear, n);
+}
+
+template <typename T>
+void prepare(const T* row, std::int64_t in_features, std::byte* target) {
+  using Arithmetic = typename ArithmeticOf<T, 2>::Type;
+  auto* elements = reinterpret_cast<typename Arithmetic::Input*>(target);
+  for (std::int64_t k = 0; k < in_features; k += Arithmetic::kStep) {
+    Arithmetic::prepare(row + k, in_features - k, elements + k);
+  }
+}
+
+}  // namespace
+
+void prepare_input(ElementType type, const void* row, std::int64_t in_features, std::byte* target) {
+  switch (type) {
+    case ElementType::kFloat:
+      return prepare(static_cast<const float*>(row), in_features, target);
+    case ElementType::kHalf:
+      return prepare(static_cast<const Half*>(row), in_features, target);
+    case ElementType::kBfloat16:
+      return prepare(static_cast<const Bfloat16*>(row), in_features, target);
+  }
+}
+
+void skinny_linear_rows(const SkinnyLinear& linear, std::int64_t begin, std::int64_t end) {
+  switch (linear.type) {
+    case ElementType::kFloat:
+      return run_rows<float>(linear, begin, end);
+    case ElementType::kHalf:
+      return run_rows<Half>(linear, begin, end);
+    case ElementType::kBfloat16:
+      return run_rows<Bfloat16>(linear, begin, end);
+  }
+}
+
+}  // namespace libvar::cpu::LIBVAR_CPU_NAMESPACE

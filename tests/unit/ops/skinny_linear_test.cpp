@@ -1,0 +1,187 @@
+// skinny_linear against the oracle, in every build of the kernel.
+
+#include "reference/linear_oracle.h"
+
+#include <ATen/Parallel.h>
+
+#include "unit/ops/builds.h"
+#include "unit/ops/support.h"
+
+namespace libvar::test {
+namespace {
+
+struct Problem {
+  at::Tensor input, weight;
+  std::optional<at::Tensor> bias;
+};
+
+Problem random_problem(std::int64_t rows, std::int64_t out_features, std::int64_t in_features,
+                       at::ScalarType type, bool has_bias, std::uint64_t seed) {
+  const at::Generator generator = seeded(seed);
+  Problem problem;
+  problem.input = at::randn({rows, in_features}, generator, at::kFloat).to(type);
+  problem.weight = at::randn({out_features, in_features}, generator, at::kFloat).to(type);
+  if (has_bias) problem.bias = at::randn({out_features}, generator, at::kFloat).to(type);
+  return problem;
+}
+
+// Largest error over what is allowed: the sums' bound, and half a unit of the rounding to the
+// dtype.
+double error_share(const at::Tensor& actual, const Problem& problem) {
+  const auto expected =
+      reference::linear(doubles(problem.input), doubles(problem.weight),
+                        problem.bias.has_value() ? doubles(*problem.bias) : std::vector<double>(),
+                        problem.weight.size(1));
+  const std::vector<double> values = doubles(actual);
+  REQUIRE(values.size() == expected.output.size());
+  const double half_unit = unit(actual.scalar_type()) / 2;
+  double worst = 0.0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const double allowed = kLinearBound * expected.magnitude[i] +
+                           1.01 * half_unit * std::fabs(expected.output[i]) + 1e-30;
+    const double share = std::fabs(values[i] - expected.output[i]) / allowed;
+    if (!(share <= worst)) worst = share;
+    if (std::isnan(share)) return share;
+  }
+  return worst;
+}
+
+TEST_CASE("skinny_linear gives the numbers worked out by hand", "[linear]") {
+  for (const at::ScalarType type : kDtypes) {
+    const at::Tensor input =
+        at::tensor({1.0f, -2.0f, 0.5f, 4.0f, 0.0f, 8.0f}).view({2, 3}).to(type);
+    const at::Tensor weight =
+        at::tensor({1.0f, 1.0f, 1.0f, 0.0f, 0.25f, -2.0f}).view({2, 3}).to(type);
+    const at::Tensor bias = at::tensor({10.0f, -1.0f}).to(type);
+    CHECK(doubles(skinny_linear(input, weight)) == std::vector<double>{-0.5, -1.5, 12.0, -16.0});
+    CHECK(doubles(skinny_linear(input, weight, bias)) ==
+          std::vector<double>{9.5, -2.5, 22.0, -17.0});
+  }
+}
+
+TEST_CASE("skinny_linear equals the oracle at every size, dtype and build", "[linear]") {
+  std::uint64_t seed = 900;
+  for (const at::ScalarType type : kDtypes) {
+    for (const std::int64_t in_features : {1, 7, 31, 32, 33, 63, 64, 65, 576, 1023, 4097}) {
+      for (const std::int64_t rows : {1, 2, 3, 8}) {
+        const Problem problem = random_problem(rows, 19, in_features, type, rows % 2 == 0, ++seed);
+        INFO("seed " << seed << ", " << type << ", M " << rows << ", K " << in_features);
+        const at::Tensor expected = skinny_linear(problem.input, problem.weight, problem.bias);
+        REQUIRE(expected.sizes() == at::IntArrayRef({rows, 19}));
+        with_each_build([&] {
+          const at::Tensor actual = skinny_linear(problem.input, problem.weight, problem.bias);
+          CHECK(actual.scalar_type() == type);
+          CHECK(error_share(actual, problem) <= 1.0);
+          // Where the processor multiplies bfloat16, the order of the sums differs.
+          if (type != at::kBFloat16) CHECK(same_bits(actual, expected));
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("skinny_linear is exact where inputs do not stay in the first cache", "[linear]") {
+  for (const at::ScalarType type : kDtypes) {
+    for (const std::int64_t in_features : {3000, 11008}) {
+      const Problem problem = random_problem(1, 21, in_features, type, true, 950);
+      INFO(type << ", K " << in_features);
+      with_each_build([&] {
+        CHECK(error_share(skinny_linear(problem.input, problem.weight, problem.bias), problem) <=
+              1.0);
+      });
+    }
+  }
+}
+
+TEST_CASE("a row of skinny_linear does not depend on other rows, threads or neighbours",
+          "[linear]") {
+  const int threads = at::get_num_threads();
+  for (const at::ScalarType type : kDtypes) {
+    for (const std::int64_t in_features : {200, 11008}) {
+      const Problem problem = random_problem(8, 43, in_features, type, true, 960);
+      INFO(type << ", K " << in_features);
+      with_each_build([&] {
+        const at::Tensor all = skinny_linear(problem.input, problem.weight, problem.bias);
+        for (std::int64_t rows = 1; rows < 8; ++rows) {
+          CHECK(same_bits(
+              skinny_linear(problem.input.narrow(0, 8 - rows, rows), problem.weight, problem.bias),
+              all.narrow(0, 8 - rows, rows)));
+        }
+        CHECK(same_bits(skinny_linear(problem.input[3], problem.weight.narrow(0, 5, 30)),
+                        skinny_linear(problem.input[3], problem.weight).narrow(0, 5, 30)));
+        at::set_num_threads(1);
+        CHECK(same_bits(skinny_linear(problem.input, problem.weight, problem.bias), all));
+        at::set_num_threads(threads);
+      });
+    }
+  }
+}
+
+TEST_CASE("skinny_linear takes any strides and leading dimensions", "[linear]") {
+  for (const at::ScalarType type : kDtypes) {
+    const at::Generator generator = seeded(970);
+    const at::Tensor input =
+        at::randn({50, 2, 3}, generator, at::kFloat).to(type).permute({1, 2, 0});
+    const at::Tensor weight =
+        at::randn({30, 90}, generator, at::kFloat).to(type).narrow(0, 3, 20).narrow(1, 7, 50);
+    const at::Tensor bias = at::randn({40}, generator, at::kFloat).to(type).slice(0, 0, 40, 2);
+    const at::Tensor actual = skinny_linear(input, weight, bias);
+    CHECK(actual.sizes() == at::IntArrayRef({2, 3, 20}));
+    CHECK(actual.is_contiguous());
+    CHECK(same_bits(actual,
+                    skinny_linear(input.contiguous(), weight.contiguous(), bias.contiguous())));
+    CHECK(error_share(actual.view({6, 20}), {input.reshape({6, 50}), weight, bias}) <= 1.0);
+    CHECK(skinny_linear(input[0][1], weight, bias).sizes() == at::IntArrayRef({20}));
+    CHECK(skinny_linear(input.narrow(0, 0, 0), weight).sizes() == at::IntArrayRef({0, 3, 20}));
+    CHECK(skinny_linear(input, weight.narrow(0, 0, 0)).sizes() == at::IntArrayRef({2, 3, 0}));
+  }
+}
+
+TEST_CASE("skinny_linear stays accurate in a long row", "[linear]") {
+  const std::int64_t size = (1 << 20) + 5;
+  // One number again and again: what rounding does to it adds up instead of evening out.
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const Problem problem = {at::full({1, size}, 0.7, type), at::full({1, size}, 0.9, type), {}};
+    with_each_build(
+        [&] { CHECK(error_share(skinny_linear(problem.input, problem.weight), problem) <= 1.0); });
+  }
+}
+
+TEST_CASE("a NaN stays in its row and in its weight row", "[linear]") {
+  for (const at::ScalarType type : kDtypes) {
+    const Problem problem = random_problem(3, 10, 45, type, false, 980);
+    with_each_build([&] {
+      const at::Tensor clean = skinny_linear(problem.input, problem.weight);
+      for (const std::int64_t element : {0, 31, 44}) {
+        at::Tensor spoilt = problem.input.clone();
+        spoilt[1][element].fill_(kNan);
+        const at::Tensor out = skinny_linear(spoilt, problem.weight);
+        CHECK(out[1].isnan().all().item<bool>());
+        CHECK(same_bits(out[0], clean[0]));
+        CHECK(same_bits(out[2], clean[2]));
+        at::Tensor weight = problem.weight.clone();
+        weight[4][element].fill_(kNan);
+        const at::Tensor column = skinny_linear(problem.input, weight);
+        CHECK(column.isnan().sum().item<std::int64_t>() == 3);
+        CHECK(column.select(1, 4).isnan().all().item<bool>());
+      }
+    });
+  }
+}
+
+TEST_CASE("skinny_linear reads nothing beside its weight rows", "[linear]") {
+  for (const at::ScalarType type : kDtypes) {
+    for (const std::int64_t in_features : {37, 3001}) {
+      const Problem problem = random_problem(2, 9, in_features, type, false, 990);
+      at::Tensor wide = at::full({9, in_features + 40}, kNan, problem.weight.options());
+      wide.narrow(1, 20, in_features).copy_(problem.weight);
+      with_each_build([&] {
+        CHECK(same_bits(skinny_linear(problem.input, wide.narrow(1, 20, in_features)),
+                        skinny_linear(problem.input, problem.weight)));
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace libvar::test
