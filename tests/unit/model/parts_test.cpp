@@ -407,3 +407,24 @@ TEST_CASE("running out of memory becomes an error that says so", "[errors]") {
                   InputError);
   CHECK_THROWS_AS(with_resource_errors("x", [] { return at::empty({2}).view({3}); }), Error);
 }
+
+TEST_CASE("a linear map of few rows is that of many", "[linear]") {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    Linear linear;
+    linear.weight = random_tensor({33, 70}, 61).to(type);
+    linear.bias = random_tensor({33}, 62).to(type);
+    const at::Tensor input = random_tensor({1, 20, 70}, 63).to(type);
+    const at::Tensor many = linear(input);
+    const double bound = type == at::kFloat  ? 1e-5
+                         : type == at::kHalf ? 0x1p-10
+                                             : 0x1p-7;  // of the largest output
+    for (const std::int64_t rows : {1, 2, 8, 9}) {
+      INFO(type << ", " << rows << " rows");
+      const at::Tensor few = linear(input.narrow(1, 3, rows));
+      REQUIRE(few.sizes() == at::IntArrayRef({1, rows, 33}));
+      CHECK(few.scalar_type() == type);
+      const at::Tensor difference = (few - many.narrow(1, 3, rows)).to(at::kDouble).abs();
+      CHECK(difference.max().item<double>() <= bound * many.abs().max().item<double>());
+    }
+  }
+}
