@@ -36,6 +36,8 @@ class LoadedModel {
 
   VisualSize visual_size(const ProcessedImage& image) const { return vision_->visual_size(image); }
 
+  bool is_stop_token(std::int64_t token) const;
+
   /// The id that stands for a visual token in Sequence::ids.
   std::int64_t image_token() const;
 

@@ -124,6 +124,11 @@ LoadedModel::LoadedModel(const LoadedModel& other, SinkDimensions sink_dimension
       load_ms(other.load_ms),
       vision_(other.vision_) {}
 
+bool LoadedModel::is_stop_token(std::int64_t token) const {
+  return std::find(config.stop_tokens.begin(), config.stop_tokens.end(), token) !=
+         config.stop_tokens.end();
+}
+
 std::int64_t LoadedModel::image_token() const {
   return config.image_token_id.value_or(kNoImageToken);
 }

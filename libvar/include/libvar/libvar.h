@@ -3,6 +3,7 @@
 /// The whole public interface: Model, Session, Request and Answer, conversion, analyses, ops.
 
 #include "libvar/analysis.h"
+#include "libvar/batch_session.h"
 #include "libvar/convert.h"
 #include "libvar/error.h"
 #include "libvar/inspection.h"

@@ -44,6 +44,23 @@ SelfAttention::SelfAttention(const DecoderConfig& config, std::int64_t layer,
       out_(Linear::read(weights, "o_proj", config.num_heads * config.head_dim, config.hidden_size,
                         config.output_bias)) {}
 
+at::Tensor SelfAttention::attend_sequences(const at::Tensor& query, const SequenceRows& sequences,
+                                           const RedistributionRule& rule,
+                                           const at::Tensor& selected, const KvCache& cache) const {
+  AttentionInputs inputs;
+  inputs.query = query;
+  inputs.key = cache.keys(layer_, sequences.longest);
+  inputs.value = cache.values(layer_, sequences.longest);
+  inputs.sink_scores = cache.sink_scores(layer_, sequences.longest);
+  inputs.visual_mask = cache.visual_mask(sequences.longest);
+  inputs.kv_lengths = sequences.lengths;
+  inputs.scale = scale_;
+  AttentionTrace trace;
+  trace.selected = selected;
+  return attention(inputs, rule, sequences.params.select(0, layer_),
+                   selected.defined() ? &trace : nullptr);
+}
+
 at::Tensor SelfAttention::attend_redistributed(const at::Tensor& query, std::int64_t length,
                                                const RedistributionRule& rule,
                                                const at::Tensor& selected, bool drops_source_mass,
@@ -91,6 +108,13 @@ at::Tensor SelfAttention::operator()(const at::Tensor& normed, const AttentionPa
     return parts[part].unflatten(-1, {-1, config_.head_dim}).transpose(1, 2);
   };
   const at::Tensor query = rotate(heads(0), pass.angles);
+  const auto project = [&](const at::Tensor& all) {
+    return out_(all.reshape({batch, rows, config_.num_heads * config_.head_dim}));
+  };
+  if (pass.sequences != nullptr) {
+    cache.put(layer_, rotate(heads(1), pass.angles), heads(2), pass.sequences->places);
+    return project(attend_sequences(query, *pass.sequences, rule, selected, cache).transpose(1, 2));
+  }
   cache.append(layer_, rotate(heads(1), pass.angles), heads(2));
   if (pass.observer != nullptr) {
     (*pass.observer)({layer_, pass.past, query, cache, scale_, rule, out_.weight});
@@ -107,8 +131,7 @@ at::Tensor SelfAttention::operator()(const at::Tensor& normed, const AttentionPa
                                          cache)
                         .transpose(1, 2));
   }
-  const at::Tensor all = mixed.size() == 1 ? mixed.front() : at::cat(mixed, 1);
-  return out_(all.reshape({batch, rows, config_.num_heads * config_.head_dim}));
+  return project(mixed.size() == 1 ? mixed.front() : at::cat(mixed, 1));
 }
 
 }  // namespace libvar

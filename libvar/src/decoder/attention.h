@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "decoder/config.h"
 #include "decoder/kv_cache.h"
@@ -26,9 +27,20 @@ struct AttentionView {
 
 using AttentionObserver = std::function<void(const AttentionView&)>;
 
+/// One row of each of several sequences whose lengths differ; tensors lie on the device.
+struct SequenceRows {
+  at::Tensor places;         ///< [B] int64: where each row goes in its sequence's cache
+  at::Tensor lengths;        ///< [B] int32: places + 1
+  std::int64_t longest = 0;  ///< the largest of lengths
+  at::Tensor params;  ///< [layers, B, 4] float32: see attention(); p is 0 where nothing may change
+  at::Tensor may_change;             ///< [layers, B] int64: 1 where p may be above 0
+  std::vector<bool> changes_layers;  ///< any of its row in may_change
+};
+
 /// What all layers of one pass share.
 struct AttentionPass {
-  std::int64_t past = 0;        ///< positions in the cache before this pass
+  const SequenceRows* sequences = nullptr;  ///< or null: the rows follow the cache's last position
+  std::int64_t past = 0;        ///< positions in the cache before this pass; not with sequences
   std::int64_t plain_rows = 0;  ///< leading rows that no setting could select
   RotaryAngles angles;
   const AttentionObserver* observer = nullptr;  ///< or null
@@ -49,7 +61,7 @@ class SelfAttention {
   /// causal attention: PyTorch's where nothing lies before them, else libvar's own with no row
   /// selected, because PyTorch's causal mask is aligned at the top left. All other rows run in
   /// libvar's own kernel, whatever the rule.
-  /// @param normed    [B, Q, D]
+  /// @param normed    [B, Q, D]; with pass.sequences Q is 1
   /// @param rule      HeadRule::kNone where the layer is not to be changed
   /// @param selected  [B, H, Q] bool, false everywhere, or undefined; set where a row was changed
   /// @return          [B, Q, D]
@@ -60,6 +72,9 @@ class SelfAttention {
  private:
   at::Tensor attend_plain(const at::Tensor& query, const AttentionPass& pass,
                           const KvCache& cache) const;
+  at::Tensor attend_sequences(const at::Tensor& query, const SequenceRows& sequences,
+                              const RedistributionRule& rule, const at::Tensor& selected,
+                              const KvCache& cache) const;
   at::Tensor attend_redistributed(const at::Tensor& query, std::int64_t length,
                                   const RedistributionRule& rule, const at::Tensor& selected,
                                   bool drops_source_mass, const KvCache& cache) const;

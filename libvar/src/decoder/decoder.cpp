@@ -6,6 +6,7 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -70,21 +71,32 @@ void Decoder::store_sink_scores(std::int64_t layer, const at::Tensor& residual,
                                 const at::Tensor& phi, const DecoderPass& pass,
                                 KvCache& cache) const {
   if (pass.generated && !pass.var.generated_sinks) {
-    cache.append_zero_sink_scores(layer, residual.size(1));
+    if (pass.sequences != nullptr) {
+      cache.put_sink_scores(layer, at::zeros_like(phi), pass.sequences->places);
+    } else {
+      cache.append_zero_sink_scores(layer, residual.size(1));
+    }
     return;
   }
   const bool own_epsilon = pass.var.phi_epsilon && sink_dims_.numel() > 0 &&
                            *pass.var.phi_epsilon != static_cast<float>(config_.rms_norm_eps);
   at::Tensor stored = own_epsilon ? sink_scores(residual, sink_dims_, *pass.var.phi_epsilon) : phi;
+  if (pass.sequences != nullptr) {
+    cache.put_sink_scores(layer, stored, pass.sequences->places);
+    return;
+  }
   if (pass.hooks.sink_scores) stored = pass.hooks.sink_scores(layer, cache.length(), stored);
   cache.append_sink_scores(layer, stored);
 }
 
 at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCache& cache) const {
+  const SequenceRows* sequences = pass.sequences;
   const std::int64_t batch = hidden.size(0), rows = hidden.size(1), past = cache.length();
   AttentionPass attention_pass;
+  attention_pass.sequences = sequences;
   attention_pass.past = past;
-  attention_pass.plain_rows = std::clamp<std::int64_t>(pass.plain_end - past, 0, rows);
+  attention_pass.plain_rows =
+      sequences != nullptr ? 0 : std::clamp<std::int64_t>(pass.plain_end - past, 0, rows);
   at::Tensor positions = pass.positions;
   if (!positions.defined()) {
     positions =
@@ -92,6 +104,10 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
             .expand({config_.position_axes(), rows});
   }
   attention_pass.angles = rotary_.angles(positions);
+  if (sequences != nullptr) {
+    for (at::Tensor* table : {&attention_pass.angles.cos, &attention_pass.angles.sin})
+      *table = table->transpose(0, 2);  // [B, 1, 1, Dh]
+  }
   if (pass.hooks.attention) attention_pass.observer = &pass.hooks.attention;
   attention_pass.drops_source_mass = pass.hooks.drops_source_mass;
 
@@ -112,7 +128,9 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
   };
   for (std::int64_t i = 0; i < config_.num_layers; ++i) {
     const Layer& layer = layers_[static_cast<std::size_t>(i)];
-    const bool changes = may_change(i, pass.var);
+    const bool changes = sequences != nullptr
+                             ? sequences->changes_layers[static_cast<std::size_t>(i)]
+                             : may_change(i, pass.var);
     auto [normed, phi] = norm(layer.input_norm, sink_dims_);  // phi of the layer's input
     store_sink_scores(i, hidden, phi, pass, cache);
     if (pass.hooks.layer) pass.hooks.layer(i, hidden);
@@ -123,8 +141,13 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
     std::vector<at::Tensor> gate_up = layer.gate_up(normed);
     delta = layer.down(at::silu_(gate_up[0]).mul_(gate_up[1]));
   }
-  if (selected.defined()) pass.selected_rows.add_(selected.sum({1, 2, 3}));
-  cache.advance(rows);
+  if (sequences != nullptr) {
+    if (selected.defined())
+      pass.selected_rows.add_(selected.sum({2, 3}).mul_(sequences->may_change));
+  } else {
+    if (selected.defined()) pass.selected_rows.add_(selected.sum({1, 2, 3}));
+    cache.advance(rows);
+  }
 
   const std::int64_t first = rows - pass.last_rows;
   hidden = hidden.narrow(1, first, pass.last_rows);

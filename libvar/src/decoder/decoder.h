@@ -33,6 +33,10 @@ struct PassHooks {
 
 /// How one pass over some positions is to be computed.
 struct DecoderPass {
+  /// Or null: the rows are the positions behind the cache's last, in every sequence. With it
+  /// `positions` must be given, one for each sequence ([position_axes, B]); of `var` only what
+  /// SequenceRows::params do not hold is read; the cache's length stays; hooks are not called.
+  const SequenceRows* sequences = nullptr;
   /// Positions below it can't be changed by any setting: the end of the first image, or past the
   /// end without images.
   std::int64_t plain_end = 0;
@@ -42,8 +46,8 @@ struct DecoderPass {
   VarParams var;               ///< first_layer filled in
   bool generated = false;      ///< the rows are generated tokens
   std::int64_t last_rows = 1;  ///< so many rows at the end are wanted
-  at::Tensor selected_rows;    ///< [layers] int64 on the device, or undefined; gets the changed
-                               ///< (head, row) pairs added
+  at::Tensor selected_rows;    ///< [layers] ([layers, B] with sequences) int64 on the device, or
+                               ///< undefined; gets the changed (head, row) pairs added
   PassHooks hooks;
 };
 

@@ -1,6 +1,8 @@
 #include "decoder/kv_cache.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_put.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -73,6 +75,43 @@ void KvCache::append_zero_sink_scores(std::int64_t layer, std::int64_t rows) {
 
 void KvCache::advance(std::int64_t rows) {
   length_ += rows;
+}
+
+KvCache KvCache::sequences(std::int64_t first, std::int64_t count, std::int64_t length) const {
+  KvCache view = *this;
+  view.batch_ = count;
+  view.length_ = length;
+  for (auto* buffers : {&view.keys_, &view.values_}) {
+    for (at::Tensor& buffer : *buffers) buffer = buffer.narrow(0, first, count);
+  }
+  view.sink_scores_ = sink_scores_.narrow(1, first, count);
+  view.visual_mask_ = visual_mask_.narrow(0, first, count);
+  return view;
+}
+
+void KvCache::copy_from(const KvCache& other, std::int64_t length) {
+  for (std::size_t i = 0; i < keys_.size(); ++i) {
+    keys_[i].narrow(2, 0, length).copy_(other.keys_[i].narrow(2, 0, length));
+    values_[i].narrow(2, 0, length).copy_(other.values_[i].narrow(2, 0, length));
+  }
+  sink_scores_.narrow(2, 0, length).copy_(other.sink_scores_.narrow(2, 0, length));
+  visual_mask_.zero_();
+  visual_mask_.narrow(1, 0, length).copy_(other.visual_mask_.narrow(1, 0, length));
+  length_ = length;
+}
+
+void KvCache::put(std::int64_t layer, const at::Tensor& key, const at::Tensor& value,
+                  const at::Tensor& places) {
+  const auto index = static_cast<std::size_t>(layer);
+  const auto count = [&](std::int64_t size) { return at::arange(size, places.options()); };
+  const at::Tensor sequence = count(key.size(0)).unsqueeze(1),
+                   head = count(key.size(1)).unsqueeze(0), place = places.unsqueeze(1);
+  at::index_put_(keys_[index], {sequence, head, place}, key.squeeze(2));
+  at::index_put_(values_[index], {sequence, head, place}, value.squeeze(2));
+}
+
+void KvCache::put_sink_scores(std::int64_t layer, const at::Tensor& phi, const at::Tensor& places) {
+  sink_scores_.select(0, layer).scatter_(1, places.unsqueeze(1), phi);
 }
 
 at::Tensor KvCache::keys(std::int64_t layer, std::int64_t length) const {

@@ -24,6 +24,13 @@ class KvCache {
   /// Forgets every position; the buffers stay.
   void clear();
 
+  /// `count` of its sequences from `first` on, on the same storage, with `length` positions stored.
+  /// It can't hold more positions than this has room for now.
+  KvCache sequences(std::int64_t first, std::int64_t count, std::int64_t length) const;
+
+  /// Takes over the first `length` positions of another cache; there is room for them.
+  void copy_from(const KvCache& other, std::int64_t length);
+
   std::int64_t length() const { return length_; }
 
   std::int64_t capacity() const { return capacity_; }
@@ -39,6 +46,14 @@ class KvCache {
   /// phi = 0 for rows that must never be sinks.
   void append_zero_sink_scores(std::int64_t layer, std::int64_t rows);
   void advance(std::int64_t rows);
+
+  /// Stores one row of each sequence at a place of its own; the length stays.
+  /// @param key, value  [B, Hkv, 1, Dh]
+  /// @param places      [B] int64 on the device
+  void put(std::int64_t layer, const at::Tensor& key, const at::Tensor& value,
+           const at::Tensor& places);
+  /// @param phi  [B, 1] float32
+  void put_sink_scores(std::int64_t layer, const at::Tensor& phi, const at::Tensor& places);
 
   // Views of the first `length` positions.
   at::Tensor keys(std::int64_t layer, std::int64_t length) const;         ///< [B, Hkv, length, Dh]

@@ -6,13 +6,15 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace libvar {
 
 Conversation::Conversation(const Decoder& decoder, std::int64_t prefill_chunk)
-    : decoder_(&decoder),
-      prefill_chunk_(prefill_chunk),
-      cache_(decoder.config(), decoder.target()) {}
+    : Conversation(decoder, prefill_chunk, KvCache(decoder.config(), decoder.target())) {}
+
+Conversation::Conversation(const Decoder& decoder, std::int64_t prefill_chunk, KvCache cache)
+    : decoder_(&decoder), prefill_chunk_(prefill_chunk), cache_(std::move(cache)) {}
 
 void Conversation::clear() {
   cache_.clear();
@@ -22,7 +24,8 @@ void Conversation::clear() {
 }
 
 at::Tensor Conversation::prefill(const Sequence& prompt, const std::vector<at::Tensor>& features,
-                                 const VarParams& var, std::int64_t new_tokens) {
+                                 const VarParams& var, std::int64_t new_tokens,
+                                 PromptPrefix* prefix) {
   const auto rows = static_cast<std::int64_t>(prompt.ids.size());
   turn_begin_ = cache_.length();
   selected_rows_ =
@@ -33,22 +36,63 @@ at::Tensor Conversation::prefill(const Sequence& prompt, const std::vector<at::T
     visual_spans_.emplace_back(turn_begin_ + begin, turn_begin_ + end);
     cache_.mark_visual(turn_begin_ + begin, turn_begin_ + end);
   }
-  const at::Tensor embeddings = embed_sequence(*decoder_, prompt, features);
   at::Tensor positions;  // undefined: indices in the cache
   if (decoder_->config().position_axes() > 1) {
     const at::Tensor on_host = three_axis_positions(prompt, next_position_);
     next_position_ = on_host.max().item<std::int64_t>() + 1;
     positions = on_host.to(decoder_->target().device);
   }
-  const std::int64_t chunk = prefill_chunk_ > 0 ? prefill_chunk_ : rows;
+  if (prefix != nullptr && prefix->cache) {
+    cache_.copy_from(*prefix->cache, prefix->rows);
+    selected_rows_.copy_(prefix->selected_rows);
+    const at::Tensor rest = at::tensor(
+        at::ArrayRef<std::int64_t>(prompt.ids).slice(static_cast<std::size_t>(prefix->rows)),
+        at::kLong);
+    const at::Tensor last =
+        run_rows(prefix->rows, rows, decoder_->embed(rest).unsqueeze(0), positions, var);
+    return decoder_->logits(last).flatten();
+  }
+  const at::Tensor embeddings = embed_sequence(*decoder_, prompt, features);
+  const std::int64_t split = prefix != nullptr ? prefix->rows : 0;
+  if (split > 0) {
+    run_rows(0, split, embeddings.narrow(1, 0, split), positions, var);
+    prefix->cache.emplace(decoder_->config(), decoder_->target());
+    prefix->cache->reserve(split);
+    prefix->cache->copy_from(cache_, split);
+    prefix->selected_rows = selected_rows_.clone();
+  }
+  const at::Tensor last =
+      run_rows(split, rows, embeddings.narrow(1, split, rows - split), positions, var);
+  return decoder_->logits(last).flatten();
+}
+
+at::Tensor Conversation::run_rows(std::int64_t begin, std::int64_t end,
+                                  const at::Tensor& embeddings, const at::Tensor& positions,
+                                  const VarParams& var) {
+  const std::int64_t chunk = prefill_chunk_ > 0 ? prefill_chunk_ : end - begin;
   at::Tensor last;
-  for (std::int64_t begin = 0; begin < rows; begin += chunk) {
-    const std::int64_t count = std::min(chunk, rows - begin);
-    last = run(embeddings.narrow(1, begin, count),
-               positions.defined() ? positions.narrow(1, begin, count) : positions, var,
+  for (std::int64_t at = begin; at < end; at += chunk) {
+    const std::int64_t count = std::min(chunk, end - at);
+    last = run(embeddings.narrow(1, at - begin, count),
+               positions.defined() ? positions.narrow(1, at, count) : positions, var,
                /*generated=*/false);
   }
-  return decoder_->logits(last).flatten();
+  return last;
+}
+
+std::int64_t Conversation::next_position() const {
+  return decoder_->config().position_axes() > 1 ? next_position_ : cache_.length();
+}
+
+void Conversation::count_step(const at::Tensor& selected_rows) {
+  selected_rows_.add_(selected_rows);
+  cache_.advance(1);
+  ++next_position_;
+}
+
+void Conversation::move_to(KvCache cache) {
+  cache.copy_from(cache_, cache_.length());
+  cache_ = std::move(cache);
 }
 
 at::Tensor Conversation::step(std::int64_t token, const VarParams& var) {

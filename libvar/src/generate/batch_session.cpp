@@ -1,0 +1,322 @@
+#include "libvar/batch_session.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <list>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "device.h"
+#include "generate/conversation.h"
+#include "generate/generation.h"
+#include "generate/prepare_prompt.h"
+#include "libvar/error.h"
+#include "loaded_model.h"
+#include "resource_errors.h"
+
+namespace libvar {
+namespace {
+
+/// The settings that all sequences of a step share; the others are SequenceRows::params.
+VarParams shared_settings(const VarParams& var) {
+  VarParams out;
+  out.sources = var.sources;
+  out.targets = var.targets;
+  out.head_rule = var.head_rule;
+  out.ratio_epsilon = var.ratio_epsilon;
+  out.phi_epsilon = var.phi_epsilon;
+  out.generated_sinks = var.generated_sinks;
+  return out;
+}
+
+/// What the rows up to the end of the last image depend on.
+struct PrefixKey {
+  std::vector<std::int64_t> ids;
+  std::vector<ProcessedImage> images;
+  std::optional<float> phi_epsilon;
+  std::optional<VarParams> var;  ///< where text between images may be changed
+
+  bool operator==(const PrefixKey& other) const {
+    return ids == other.ids && phi_epsilon == other.phi_epsilon && var == other.var &&
+           std::equal(images.begin(), images.end(), other.images.begin(), other.images.end(),
+                      [](const ProcessedImage& a, const ProcessedImage& b) {
+                        return a.grid_rows == b.grid_rows && a.grid_columns == b.grid_columns &&
+                               a.pixels.sizes() == b.pixels.sizes() &&
+                               at::equal(a.pixels, b.pixels);
+                      });
+  }
+};
+
+/// The prefix of a prompt, or none: it has no images, or ends with one.
+std::optional<PrefixKey> prefix_key(const PreparedPrompt& prepared, const VarParams& var) {
+  const Sequence& prompt = prepared.sequence;
+  if (prompt.visual_spans.empty()) return std::nullopt;
+  const std::int64_t end = prompt.visual_spans.back().second;
+  if (end == static_cast<std::int64_t>(prompt.ids.size())) return std::nullopt;
+  PrefixKey key;
+  key.ids.assign(prompt.ids.begin(), prompt.ids.begin() + end);
+  key.images = prepared.images;
+  key.phi_epsilon = var.phi_epsilon;
+  if (prompt.visual_spans.size() > 1) key.var = var;
+  return key;
+}
+
+/// One sequence of the batch.
+struct Slot {
+  std::size_t index = 0;  // of the request
+  VarParams var;
+  Answer answer;
+  std::unique_ptr<Conversation> conversation;
+  std::unique_ptr<Generation> generation;
+};
+
+}  // namespace
+
+class BatchSession::State {
+ public:
+  State(std::shared_ptr<const Model> model, const BatchOptions& options)
+      : model_(std::move(model)),
+        loaded_(model_->loaded()),
+        options_(options),
+        cache_(loaded_.config.decoder, loaded_.target, options.batch) {}
+
+  void ask(const std::vector<Request>& requests, const AnswerCallback& on_answer) {
+    const c10::InferenceMode inference;
+    with_resource_errors("batch session", [&] {
+      std::map<std::size_t, Answer> waiting;  // for those before them
+      std::size_t next = 0, given = 0;
+      std::optional<Pending> pending;
+      slots_.clear();
+      done_.clear();
+      while (given < requests.size()) {
+        if (!pending && next < requests.size()) pending = prepare(requests, next);
+        while (pending && admit(requests, *pending)) {
+          pending.reset();
+          if (++next < requests.size()) pending = prepare(requests, next);
+        }
+        step();
+        collect(waiting);
+        for (auto at = waiting.find(given); at != waiting.end(); at = waiting.find(given)) {
+          const bool goes_on = on_answer(given, at->second);
+          waiting.erase(at);
+          ++given;
+          if (!goes_on) return;
+        }
+      }
+    });
+  }
+
+ private:
+  /// A request whose prompt is ready, before it has a place in the batch.
+  struct Pending {
+    std::size_t index;
+    VarParams var;
+    PreparedPrompt prompt;
+    std::int64_t max_new_tokens;
+    double vision_ms;
+  };
+
+  Pending prepare(const std::vector<Request>& requests, std::size_t index) {
+    const Request& request = requests[index];
+    validate(request.generation);
+    const VarParams var = resolve_var(request, loaded_);
+    const Stopwatch time;
+    PreparedPrompt prompt = prepare_prompt(loaded_, request, /*first_turn=*/true);
+    const std::int64_t room = room_for_answer(loaded_, prompt.sequence, request, 0);
+    return {index, var, std::move(prompt), room, time.ms()};
+  }
+
+  /// Gives a request a place if there is one for it now. An empty batch takes any.
+  bool admit(const std::vector<Request>& requests, const Pending& pending) {
+    const auto needed =
+        static_cast<std::int64_t>(pending.prompt.sequence.ids.size()) + pending.max_new_tokens;
+    if (slots_.empty()) {
+      if (needed > cache_.capacity()) {
+        cache_.clear();
+        cache_.reserve(std::min(needed + needed / 4, loaded_.config.decoder.max_positions));
+      }
+      shared_.reset();
+    }
+    const bool fits =
+        static_cast<std::int64_t>(slots_.size()) < options_.batch && needed <= cache_.capacity() &&
+        (!pending.var.enabled || !shared_ || *shared_ == shared_settings(pending.var));
+    if (!fits) return false;
+    if (pending.var.enabled) shared_ = shared_settings(pending.var);
+    start(requests[pending.index], pending);
+    return true;
+  }
+
+  void start(const Request& request, const Pending& pending) {
+    Slot slot;
+    slot.index = pending.index;
+    slot.var = pending.var;
+    const auto place = static_cast<std::int64_t>(slots_.size());
+    KvCache cache = cache_.sequences(place, 1, 0);
+    cache.clear();
+    slot.conversation =
+        std::make_unique<Conversation>(loaded_.decoder, options_.prefill_chunk, std::move(cache));
+    const Sequence& prompt = pending.prompt.sequence;
+    slot.answer.prompt_tokens = prompt.ids;
+    PromptPrefix* prefix = find_prefix(pending);
+    std::vector<at::Tensor> features;
+    if (prefix == nullptr || !prefix->cache) {
+      const Stopwatch vision_time;
+      features = loaded_.encode_images(pending.prompt.images);
+      synchronize(loaded_.target.device);
+      slot.answer.timing.vision_ms = pending.vision_ms + vision_time.ms();
+    }
+    const Stopwatch prefill_time;
+    const at::Tensor logits =
+        slot.conversation->prefill(prompt, features, pending.var, pending.max_new_tokens, prefix);
+    if (options_.prefixes == 0) prefixes_.clear();
+    synchronize(loaded_.target.device);
+    slot.answer.timing.prefill_ms = prefill_time.ms();
+    slot.generation =
+        std::make_unique<Generation>(loaded_, request, pending.max_new_tokens, TextCallback());
+    slots_.push_back(std::move(slot));
+    if (!slots_.back().generation->take(logits)) finish(slots_.size() - 1);
+  }
+
+  /// The prefix of a prompt, kept or new and empty; the one that was not used for the longest time
+  /// goes. Null: the prompt has none.
+  PromptPrefix* find_prefix(const Pending& pending) {
+    std::optional<PrefixKey> key = prefix_key(pending.prompt, pending.var);
+    if (!key) return nullptr;
+    auto found = std::find_if(prefixes_.begin(), prefixes_.end(),
+                              [&](const auto& one) { return one.first == *key; });
+    if (found != prefixes_.end()) {
+      prefixes_.splice(prefixes_.begin(), prefixes_, found);
+      return &prefixes_.front().second;
+    }
+    const auto kept = std::max<std::size_t>(static_cast<std::size_t>(options_.prefixes), 1);
+    while (prefixes_.size() >= kept) prefixes_.pop_back();
+    PromptPrefix prefix;
+    prefix.rows = static_cast<std::int64_t>(key->ids.size());
+    prefixes_.emplace_front(std::move(*key), std::move(prefix));
+    return &prefixes_.front().second;
+  }
+
+  /// One token of every sequence.
+  void step() {
+    if (slots_.empty()) return;
+    const auto batch = static_cast<std::int64_t>(slots_.size());
+    std::vector<std::int64_t> tokens, positions;
+    for (const Slot& slot : slots_) {
+      tokens.push_back(*slot.generation->token());
+      positions.push_back(slot.conversation->next_position());
+    }
+    const at::Device device = loaded_.target.device;
+    const SequenceRows rows = sequence_rows();
+    DecoderPass pass;
+    pass.sequences = &rows;
+    pass.positions = at::tensor(positions, at::kLong)
+                         .to(device)
+                         .expand({loaded_.config.decoder.position_axes(), batch});
+    pass.var = shared_.value_or(VarParams());
+    pass.var.enabled = shared_.has_value();
+    pass.generated = true;
+    pass.selected_rows = at::zeros({loaded_.config.decoder.num_layers, batch},
+                                   at::TensorOptions().dtype(at::kLong).device(device));
+    KvCache cache = cache_.sequences(0, batch, 0);
+    const at::Tensor embeddings = loaded_.decoder.embed(at::tensor(tokens, at::kLong)).unsqueeze(1);
+    const at::Tensor normed = loaded_.decoder(embeddings, pass, cache);
+    const at::Tensor logits = loaded_.decoder.logits(normed).squeeze(1);  // [B, V]
+    for (std::size_t i = 0; i < slots_.size(); ++i)
+      slots_[i].conversation->count_step(
+          pass.selected_rows.select(1, static_cast<std::int64_t>(i)));
+    for (std::size_t i = slots_.size(); i-- > 0;) {
+      if (!slots_[i].generation->take(logits[static_cast<std::int64_t>(i)])) finish(i);
+    }
+  }
+
+  SequenceRows sequence_rows() const {
+    const std::int64_t layers = loaded_.config.decoder.num_layers;
+    const auto batch = static_cast<std::int64_t>(slots_.size());
+    std::vector<std::int64_t> places;
+    at::Tensor params = at::zeros({layers, batch, 4}),
+               may_change = at::zeros({layers, batch}, at::kLong);
+    SequenceRows rows;
+    rows.changes_layers.assign(static_cast<std::size_t>(layers), false);
+    auto values = params.accessor<float, 3>();
+    auto changes = may_change.accessor<std::int64_t, 2>();
+    for (std::int64_t i = 0; i < batch; ++i) {
+      const Slot& slot = slots_[static_cast<std::size_t>(i)];
+      places.push_back(slot.conversation->length());
+      for (std::int64_t layer = 0; layer < layers; ++layer) {
+        const bool changed = loaded_.decoder.may_change(layer, slot.var);
+        const float entries[4] = {slot.var.tau, slot.var.rho, changed ? slot.var.p : 0.0F,
+                                  slot.var.min_visual_mass};
+        for (std::int64_t k = 0; k < 4; ++k) values[layer][i][k] = entries[k];
+        changes[layer][i] = changed ? 1 : 0;
+        if (changed) rows.changes_layers[static_cast<std::size_t>(layer)] = true;
+      }
+    }
+    const at::Device device = loaded_.target.device;
+    rows.places = at::tensor(places, at::kLong).to(device);
+    rows.lengths = rows.places.add(1).to(at::kInt);
+    rows.longest = *std::max_element(places.begin(), places.end()) + 1;
+    rows.params = params.to(device);
+    rows.may_change = may_change.to(device);
+    return rows;
+  }
+
+  /// Completes a sequence's answer; the last one takes its place.
+  void finish(std::size_t at) {
+    Slot& slot = slots_[at];
+    slot.generation->finish(slot.answer);
+    slot.answer.visual_spans = slot.conversation->visual_spans();
+    slot.answer.var = slot.conversation->statistics(slot.var);
+    slot.answer.timing.load_ms = loaded_.load_ms;
+    slot.answer.timing.peak_memory_bytes = peak_memory_bytes(loaded_.target.device);
+    done_.emplace_back(slot.index, std::move(slot.answer));
+    if (at + 1 < slots_.size()) {
+      slots_.back().conversation->move_to(cache_.sequences(static_cast<std::int64_t>(at), 1, 0));
+      slots_[at] = std::move(slots_.back());
+    }
+    slots_.pop_back();
+  }
+
+  void collect(std::map<std::size_t, Answer>& waiting) {
+    for (auto& [index, answer] : done_) waiting.emplace(index, std::move(answer));
+    done_.clear();
+  }
+
+  std::shared_ptr<const Model> model_;
+  const LoadedModel& loaded_;
+  BatchOptions options_;
+  KvCache cache_;
+  std::vector<Slot> slots_;          // slot i is sequence i of the cache
+  std::optional<VarParams> shared_;  // of the slots whose VAR is on; none: there is no such slot
+  std::vector<std::pair<std::size_t, Answer>> done_;
+  std::list<std::pair<PrefixKey, PromptPrefix>> prefixes_;  // the last used first
+};
+
+BatchSession::BatchSession(std::shared_ptr<const Model> model, BatchOptions options) {
+  if (!model) throw ConfigError("BatchSession: no model");
+  const auto check = [](const char* name, std::int64_t value, std::int64_t least) {
+    if (value < least)
+      throw ConfigError(c10::str("BatchOptions: ", name, " must be >= ", least, ", got ", value));
+  };
+  check("batch", options.batch, 1);
+  check("prefixes", options.prefixes, 0);
+  check("prefill_chunk", options.prefill_chunk, 0);
+  const c10::InferenceMode inference;
+  state_ = std::make_unique<State>(std::move(model), options);
+}
+
+BatchSession::~BatchSession() = default;
+BatchSession::BatchSession(BatchSession&&) noexcept = default;
+BatchSession& BatchSession::operator=(BatchSession&&) noexcept = default;
+
+void BatchSession::ask(const std::vector<Request>& requests, const AnswerCallback& on_answer) {
+  state_->ask(requests, on_answer);
+}
+
+}  // namespace libvar
