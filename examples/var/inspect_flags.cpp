@@ -4,10 +4,10 @@
 #include <ATen/ops/nanmean.h>
 
 #include <charconv>
-#include <cstdio>
 #include <fstream>
 
 #include "libvar/error.h"
+#include "pictures.h"
 #include "sink_search.h"
 
 namespace var_command {
@@ -78,6 +78,19 @@ std::pair<std::int64_t, std::int64_t> parse_layers(const std::string& layers,
   return {first, last};
 }
 
+libvar::Inspection InspectFlags::inspect_heads(
+    const std::shared_ptr<const libvar::Model>& model,
+    const std::pair<std::int64_t, std::int64_t>& layers) const {
+  libvar::InspectOptions options;
+  for (std::int64_t layer = layers.first; layer <= layers.second; ++layer)
+    options.head_layers.push_back(layer);
+  return libvar::inspect(model, request(*model), options);
+}
+
+cv::Mat InspectFlags::picture(std::size_t index) const {
+  return read_picture(prompt.images.at(index), !prompt.no_exif_rotation);
+}
+
 std::filesystem::path InspectFlags::out_file(const std::string& name) const {
   return std::filesystem::path(out.value_or(".")) / name;
 }
@@ -137,12 +150,6 @@ void write_csv(const std::filesystem::path& path, const std::vector<std::string>
   for (const auto& row : rows) line(row);
   file.close();
   if (!file) throw libvar::InputError(path.string() + ": can't be written");
-}
-
-std::string number_text(double value) {
-  char text[40];
-  std::snprintf(text, sizeof text, "%.6g", value);
-  return text;
 }
 
 }  // namespace var_command

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <opencv2/core.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -31,6 +32,11 @@ struct InspectFlags {
   /// proportion.
   /// @throws libvar::ConfigError  as parse_layers
   std::pair<std::int64_t, std::int64_t> layer_range(std::int64_t num_layers) const;
+  /// The inspection with the heads of these layers kept one by one.
+  libvar::Inspection inspect_heads(const std::shared_ptr<const libvar::Model>& model,
+                                   const std::pair<std::int64_t, std::int64_t>& layers) const;
+  /// One of --image, as the model sees it.
+  cv::Mat picture(std::size_t index) const;
   std::filesystem::path out_file(const std::string& name) const;
 };
 
@@ -58,7 +64,5 @@ at::Tensor mean_of_numbers(const at::Tensor& values);
 /// Writes a CSV file; every row has as many cells as the header.
 void write_csv(const std::filesystem::path& path, const std::vector<std::string>& header,
                const std::vector<std::vector<std::string>>& rows);
-
-std::string number_text(double value);
 
 }  // namespace var_command

@@ -17,6 +17,12 @@ double decimal(float value) {
   return std::strtod(float_text(value).c_str(), nullptr);
 }
 
+std::string number_text(double value) {
+  char text[40];
+  std::snprintf(text, sizeof text, "%.6g", value);
+  return text;
+}
+
 std::string bytes_text(std::int64_t bytes) {
   static constexpr std::array<const char*, 5> kUnits = {"bytes", "kB", "MB", "GB", "TB"};
   auto value = static_cast<double>(bytes);

@@ -12,6 +12,9 @@ std::string float_text(float value);
 /// The double nearest to that decimal number.
 double decimal(float value);
 
+/// Six digits, as CSV files and axes have them.
+std::string number_text(double value);
+
 /// "12.3 MB", powers of ten.
 std::string bytes_text(std::int64_t bytes);
 

@@ -27,20 +27,12 @@ cv::Vec3b colour_of(double value) {
   return table.at<cv::Vec3b>(0, static_cast<int>(std::lround(std::clamp(value, 0.0, 1.0) * 255)));
 }
 
-std::string short_number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g", value);
-  return text;
-}
-
-void put_text(cv::Mat& canvas, const std::string& text, cv::Point at, double size = 0.45) {
-  cv::putText(canvas, text, at, cv::FONT_HERSHEY_SIMPLEX, size, black, 1, cv::LINE_AA);
-}
-
-cv::Mat enlarged(const cv::Mat& picture, double& factor) {
-  factor = std::max(1.0, static_cast<double>(kLeastWidth) / picture.cols);
+/// @param width  0: the picture's, at least kLeastWidth
+cv::Mat resized(const cv::Mat& picture, int width, double& factor) {
+  if (width == 0) width = std::max(picture.cols, kLeastWidth);
+  factor = static_cast<double>(width) / picture.cols;
   cv::Mat out;
-  cv::resize(picture, out, {}, factor, factor, cv::INTER_CUBIC);
+  cv::resize(picture, out, {}, factor, factor, factor < 1 ? cv::INTER_AREA : cv::INTER_CUBIC);
   return out;
 }
 
@@ -54,9 +46,9 @@ cv::Rect rectangle_of(const libvar::TokenBox& box, double factor, const cv::Size
 
 /// The tokens of the tiles, or of the thumbnail, over the picture.
 cv::Mat coloured(const cv::Mat& picture, const std::vector<libvar::TokenBox>& boxes,
-                 const std::vector<double>& values, double most, bool thumbnail) {
+                 const std::vector<double>& values, double most, int width, bool thumbnail) {
   double factor = 1;
-  const cv::Mat base = enlarged(picture, factor);
+  const cv::Mat base = resized(picture, width, factor);
   cv::Mat colours = base.clone();
   for (std::size_t i = 0; i < boxes.size(); ++i) {
     if (boxes[i].thumbnail != thumbnail) continue;
@@ -81,7 +73,38 @@ void draw_scale(cv::Mat& canvas, int top, int width, double least, double most) 
   put_text(canvas, short_number(most), {78 + bar, top + 20});
 }
 
+/// From the left to the right, or from the top down.
+cv::Mat in_line(const std::vector<cv::Mat>& pictures, bool across) {
+  int length = -kGap, breadth = 0;
+  for (const cv::Mat& picture : pictures) {
+    length += (across ? picture.cols : picture.rows) + kGap;
+    breadth = std::max(breadth, across ? picture.rows : picture.cols);
+  }
+  length = std::max(length, 1);
+  cv::Mat canvas(across ? breadth : length, across ? length : breadth, CV_8UC3, white);
+  cv::Point corner(0, 0);
+  for (const cv::Mat& picture : pictures) {
+    picture.copyTo(canvas(cv::Rect(corner, picture.size())));
+    (across ? corner.x : corner.y) += (across ? picture.cols : picture.rows) + kGap;
+  }
+  return canvas;
+}
+
 }  // namespace
+
+std::string short_number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
+void put_text(cv::Mat& canvas, const std::string& text, cv::Point at, double size) {
+  cv::putText(canvas, text, at, cv::FONT_HERSHEY_SIMPLEX, size, black, 1, cv::LINE_AA);
+}
+
+int text_width(const std::string& text, double size) {
+  return cv::getTextSize(text, cv::FONT_HERSHEY_SIMPLEX, size, 1, nullptr).width;
+}
 
 cv::Mat read_picture(const std::string& path, bool exif_rotation) {
   const int flags =
@@ -92,11 +115,12 @@ cv::Mat read_picture(const std::string& path, bool exif_rotation) {
 }
 
 cv::Mat heat_map(const cv::Mat& picture, const std::vector<libvar::TokenBox>& boxes,
-                 const std::vector<double>& values, double most, const std::string& caption) {
-  std::vector<cv::Mat> panels{coloured(picture, boxes, values, most, false)};
+                 const std::vector<double>& values, double most, const std::string& caption,
+                 int width) {
+  std::vector<cv::Mat> panels{coloured(picture, boxes, values, most, width, false)};
   const bool has_thumbnail =
       std::any_of(boxes.begin(), boxes.end(), [](const auto& box) { return box.thumbnail; });
-  if (has_thumbnail) panels.push_back(coloured(picture, boxes, values, most, true));
+  if (has_thumbnail) panels.push_back(coloured(picture, boxes, values, most, width, true));
   const cv::Mat maps = beside(panels);
   cv::Mat canvas(maps.rows + kCaption + kScale, maps.cols, CV_8UC3, white);
   maps.copyTo(canvas(cv::Rect(0, kCaption, maps.cols, maps.rows)));
@@ -108,7 +132,7 @@ cv::Mat heat_map(const cv::Mat& picture, const std::vector<libvar::TokenBox>& bo
 cv::Mat outlined(const cv::Mat& picture, const std::vector<libvar::TokenBox>& boxes,
                  const std::vector<std::int64_t>& tokens, const std::string& caption) {
   double factor = 1;
-  const cv::Mat base = enlarged(picture, factor);
+  const cv::Mat base = resized(picture, 0, factor);
   cv::Mat canvas(base.rows + kCaption, base.cols, CV_8UC3, white);
   cv::Mat inner = canvas(cv::Rect(0, kCaption, base.cols, base.rows));
   base.copyTo(inner);
@@ -150,40 +174,18 @@ cv::Mat value_grid(const std::vector<std::vector<double>>& values, double least,
   return canvas;
 }
 
-cv::Mat bar_chart(const std::vector<std::string>& labels, const std::vector<double>& values,
-                  const std::string& caption) {
-  const int left = 190, length = 500, height = 22;
-  cv::Mat canvas(kCaption + static_cast<int>(values.size()) * height + kGap, left + length + 80,
-                 CV_8UC3, white);
-  put_text(canvas, caption, {8, 18});
-  const auto width = [&](double value) {
-    return static_cast<int>(std::lround(value / 100 * length));
-  };
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    const int top = kCaption + static_cast<int>(i) * height;
-    put_text(canvas, labels[i], {8, top + 16}, 0.42);
-    cv::rectangle(canvas, cv::Rect(left, top + 3, std::max(width(values[i]), 1), height - 6),
-                  cv::Scalar(178, 114, 0), cv::FILLED);  // blue
-    put_text(canvas, short_number(values[i]), {left + width(values[i]) + 6, top + 16}, 0.42);
-  }
-  const int line = left + width(values.front());
-  cv::line(canvas, {line, kCaption}, {line, canvas.rows - kGap}, orange, 2);
-  return canvas;
+cv::Mat beside(const std::vector<cv::Mat>& pictures) {
+  return in_line(pictures, true);
 }
 
-cv::Mat beside(const std::vector<cv::Mat>& pictures) {
-  int width = -kGap, height = 0;
-  for (const cv::Mat& picture : pictures) {
-    width += picture.cols + kGap;
-    height = std::max(height, picture.rows);
+cv::Mat in_lines(const std::vector<cv::Mat>& pictures, std::size_t across) {
+  std::vector<cv::Mat> lines;
+  for (std::size_t i = 0; i < pictures.size(); i += across) {
+    const auto first = pictures.begin() + static_cast<std::ptrdiff_t>(i);
+    const auto count = static_cast<std::ptrdiff_t>(std::min(across, pictures.size() - i));
+    lines.push_back(beside({first, first + count}));
   }
-  cv::Mat canvas(height, std::max(width, 1), CV_8UC3, white);
-  int left = 0;
-  for (const cv::Mat& picture : pictures) {
-    picture.copyTo(canvas(cv::Rect(left, 0, picture.cols, picture.rows)));
-    left += picture.cols + kGap;
-  }
-  return canvas;
+  return in_line(lines, false);
 }
 
 void write_picture(const std::filesystem::path& path, const cv::Mat& picture) {

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <numeric>
 
+#include "charts.h"
 #include "libvar/error.h"
 #include "libvar/session.h"
 #include "numbers.h"

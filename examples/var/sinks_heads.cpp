@@ -8,6 +8,7 @@
 #include "inspect_flags.h"
 #include "interrupt.h"
 #include "libvar/error.h"
+#include "numbers.h"
 #include "pictures.h"
 #include "sinks.h"
 
@@ -65,12 +66,9 @@ std::vector<Head> ranked(const std::vector<Head>& heads,
 /// Maps of the heads with the highest and the lowest ratio, mean over the rows, side by side.
 void draw_heads(const InspectFlags& flags, const std::shared_ptr<const libvar::Model>& model,
                 const std::vector<Head>& order, std::pair<std::int64_t, std::int64_t> layers) {
-  libvar::InspectOptions options;
-  for (std::int64_t layer = layers.first; layer <= layers.second; ++layer)
-    options.head_layers.push_back(layer);
-  const libvar::Inspection found = libvar::inspect(model, flags.request(*model), options);
+  const libvar::Inspection found = flags.inspect_heads(model, layers);
   const libvar::InspectedImage& image = found.images.front();
-  const cv::Mat picture = read_picture(flags.prompt.images.front(), !flags.prompt.no_exif_rotation);
+  const cv::Mat picture = flags.picture(0);
   const auto draw = [&](const std::vector<Head>& heads, const char* name) {
     std::vector<cv::Mat> maps;
     for (const Head& head : heads) {
@@ -249,7 +247,7 @@ int contribution(const InspectFlags& flags) {
     begin += count;
     const std::vector<double> values(part.const_data_ptr<float>(),
                                      part.const_data_ptr<float>() + part.numel());
-    const cv::Mat picture = read_picture(flags.prompt.images[i], !flags.prompt.no_exif_rotation);
+    const cv::Mat picture = flags.picture(i);
     write_picture(
         flags.out_file("contribution-" + std::to_string(i) + ".png"),
         heat_map(picture, image.boxes, values, *std::max_element(values.begin(), values.end()),

@@ -1,14 +1,21 @@
 // var sinks show, heads and contribution on the demo model, whose planted sinks are the corners.
 
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/tensor.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
-#include "catch.h"
 #include "cli/command.h"
+#include "image/image.h"
 #include "temporary_folder.h"
+
+#include "catch.h"  // last: c10 has a CHECK of its own
 
 using namespace libvar::testing;
 using nlohmann::json;
@@ -34,6 +41,22 @@ json object_of(const std::string& name, const std::vector<std::string>& more = {
   REQUIRE(result.code == 0);
   return json::parse(result.out);
 }
+
+std::vector<std::string> names_in(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+/// Pixels of a picture [H, W, 3] that have a colour.
+std::int64_t count_colour(const at::Tensor& picture, const std::vector<std::int64_t>& colour) {
+  return (picture == at::tensor(colour)).all(-1).sum().item<std::int64_t>();
+}
+
+// The first curve of a chart.
+const std::vector<std::int64_t> kBlue{0, 114, 178};
 
 }  // namespace
 
@@ -66,18 +89,48 @@ TEST_CASE("sinks show writes tables and pictures", "[cli][sinks]") {
       run_command(command("show", {"--out", out, "--token", "object", "--layers", "1-2"}));
   INFO(result.err);
   REQUIRE(result.code == 0);
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(out))
-    names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  REQUIRE(names.size() == 5);
+  const std::vector<std::string> names = names_in(out);
+  REQUIRE(names.size() == 6);
   CHECK(names[0].substr(0, 12) == "attention-0-");
   CHECK(std::vector<std::string>(names.begin() + 1, names.end()) ==
-        std::vector<std::string>{"attention.csv", "magnitudes.csv", "sink_scores.csv",
-                                 "sinks-0.png"});
+        std::vector<std::string>{"attention.csv", "magnitudes-1.png", "magnitudes.csv",
+                                 "sink_scores.csv", "sinks-0.png"});
   const std::string magnitudes = read_bytes(folder / "looks" / "magnitudes.csv");
   CHECK(magnitudes.find("\n1,visual_sink,4,137,") != std::string::npos);
   CHECK(magnitudes.find("\n1,first,0,137,") != std::string::npos);
+  const at::Tensor chart = libvar::read_image(folder / "looks" / "magnitudes-1.png");
+  for (const at::Tensor& third : chart.chunk(3))  // a curve for each of three tokens
+    CHECK(count_colour(third, kBlue) > 100);
+}
+
+TEST_CASE("sinks show draws single heads, before and after VAR", "[cli][sinks]") {
+  const TemporaryFolder folder;
+  const std::string out = (folder / "looks").string();
+  const CommandResult result = run_command(command(
+      "show", {"--out", out, "--token", "object", "--layers", "0-1", "--heads", "7,0,4,1,2,7"}));
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  std::vector<std::string> names = names_in(out);
+  std::erase_if(names, [](const std::string& name) { return name.substr(0, 6) != "heads-"; });
+  REQUIRE(names.size() == 2);  // one token, two layers
+  // A cell is the map before and the one after, each 240 pixels across; five cells in two lines.
+  constexpr std::int64_t kMap = 240, kGap = 12, kCaption = 26;
+  int changed = 0;
+  for (const std::string& name : names) {
+    CAPTURE(name);
+    const at::Tensor picture = libvar::read_image(folder / "looks" / name);
+    CHECK(picture.size(1) == 4 * (2 * kMap + kGap) + 3 * kGap);
+    const std::int64_t line = (picture.size(0) + kGap) / 2;
+    for (int i = 0; i < 5; ++i) {
+      const std::int64_t left = i % 4 * 2 * (kMap + kGap), top = i / 4 * line + kCaption;
+      const at::Tensor maps = picture.narrow(0, top, kMap);
+      const bool same = maps.narrow(1, left, kMap).equal(maps.narrow(1, left + kMap + kGap, kMap));
+      const bool acts = name.substr(name.size() - 6) == "-1.png";
+      if (!acts) CHECK(same);
+      changed += same ? 0 : 1;
+    }
+  }
+  CHECK(changed == 1);  // head 4 of layer 1, the only one of them that is image-centric
 }
 
 TEST_CASE("sinks heads and contribution tell what looks at the image and what sinks carry",
@@ -111,6 +164,9 @@ TEST_CASE("sinks show, heads and contribution refuse what they can't do", "[cli]
   check(run_command(command("show", {"--layers", "4"})), "layers of 0 to 3, found 4");
   check(run_command(command("heads", {"--layers", "2-1"})), "found 2-1");
   check(run_command(command("show", {"--token", "zebra"})), "--token: no token");
+  for (const std::string heads : {"8", "-1", "0,", "1;2", "some", ""})
+    check(run_command(command("show", {"--heads", heads})),
+          "heads of 0 to 7 as H,H, found " + heads);
   check(run_command(command("contribution", {"--out", kImage + "/x"})), "--out " + kImage + "/x");
   check(run_command({"sinks", "show", kDemo, kQuestion}), "--image: expected at least one picture");
 }
