@@ -36,9 +36,10 @@ struct Range {
   }
 };
 
-/// Round numbers in the range, about `count` of them: 1, 2 or 5 times a power of ten apart.
-std::vector<double> ticks(const Range& range, int count) {
-  const double raw = (range.most - range.least) / count,
+/// Round numbers in the range, about `count` of them: 1, 2 or 5 times a power of ten apart, and no
+/// less than `closest`.
+std::vector<double> ticks(const Range& range, int count, double closest) {
+  const double raw = std::max((range.most - range.least) / count, closest),
                power = std::pow(10.0, std::floor(std::log10(raw)));
   double step = 10 * power;
   for (const double factor : {5.0, 2.0, 1.0}) {
@@ -59,6 +60,7 @@ class Plane {
       for (const auto& [x, y] : curve.points) {
         if (std::isfinite(x)) y_.add(y);
         x_.add(x);
+        whole_x_ = whole_x_ && x == std::round(x);
       }
     }
     x_ = x_.usable();
@@ -85,20 +87,24 @@ class Plane {
 
   const Range& y() const { return y_; }
 
+  /// True where every x is a whole number: layers, dimensions.
+  bool whole_x() const { return whole_x_; }
+
  private:
   cv::Rect area_;
   Range x_, y_;
+  bool whole_x_ = true;
 };
 
 void draw_axes(cv::Mat& canvas, const LineChart& chart, const Plane& plane, const cv::Rect& area) {
   const int bottom = area.y + area.height;
-  for (const double y : ticks(plane.y(), 5)) {
+  for (const double y : ticks(plane.y(), 5, 0)) {
     const int row = plane.row(y);
     cv::line(canvas, {area.x, row}, {area.x + area.width, row}, faint, 1);
     const std::string text = number_text(y);
     put_text(canvas, text, {area.x - 8 - text_width(text, kTextSize), row + 4}, kTextSize);
   }
-  for (const double x : ticks(plane.x(), area.width / 80)) {
+  for (const double x : ticks(plane.x(), area.width / 80, plane.whole_x() ? 1 : 0)) {
     const int column = plane.column(x);
     cv::line(canvas, {column, bottom}, {column, bottom + kTick}, black, 1);
     const std::string text = number_text(x);

@@ -3,8 +3,10 @@
 #include <ATen/TensorOperators.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 
+#include "charts.h"
 #include "inspect_flags.h"
 #include "interrupt.h"
 #include "libvar/error.h"
@@ -191,6 +193,55 @@ LayerContribution measure_contribution(const libvar::Inspection& found, std::int
   return out;
 }
 
+/// The paper's Figure 3c, and the attention beside it: a sink and another visual token by layer.
+void draw_layers(const InspectFlags& flags, const std::vector<LayerContribution>& layers) {
+  const auto chart = [&](const std::string& caption, const std::string& y_name, const auto& of_sink,
+                         const auto& of_other) {
+    LineChart out;
+    out.caption = caption;
+    out.x_name = "layer";
+    out.y_name = y_name;
+    out.curves = {{"visual sinks", {}}, {"other visual tokens", {}}};
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const auto layer = static_cast<double>(i);
+      if (layers[i].sinks > 0) {
+        out.curves[0].points.emplace_back(layer, layers[i].*of_sink);
+      } else {
+        out.curves[0].points.emplace_back(layer, std::nan(""));
+      }
+      out.curves[1].points.emplace_back(layer, layers[i].*of_other);
+    }
+    return line_chart(out);
+  };
+  using One = LayerContribution;
+  write_picture(
+      flags.out_file("contribution-layers.png"),
+      beside({chart("contribution of a visual token, mean", "norm", &One::of_sink, &One::of_other),
+              chart("attention to a visual token, mean", "attention", &One::attention_sink,
+                    &One::attention_other)}));
+}
+
+/// What each visual token of each image contributes, mean over the layers of the pictures.
+void draw_contributions(const InspectFlags& flags, const libvar::Inspection& found) {
+  const auto layers = flags.layer_range(found.contribution.size(0));
+  const at::Tensor mean =
+      found.contribution.slice(0, layers.first, layers.second + 1).mean(at::IntArrayRef{0, 1});
+  std::int64_t begin = 0;
+  for (std::size_t i = 0; i < found.images.size(); ++i) {
+    const libvar::InspectedImage& image = found.images[i];
+    const std::int64_t count = image.positions.second - image.positions.first;
+    const at::Tensor part = mean.narrow(0, begin, count).contiguous();
+    begin += count;
+    const std::vector<double> values(part.const_data_ptr<float>(),
+                                     part.const_data_ptr<float>() + part.numel());
+    write_picture(flags.out_file("contribution-" + std::to_string(i) + ".png"),
+                  heat_map(flags.picture(i), image.boxes, values,
+                           *std::max_element(values.begin(), values.end()),
+                           "norm of the contribution, layers " + std::to_string(layers.first) +
+                               " to " + std::to_string(layers.second)));
+  }
+}
+
 int contribution(const InspectFlags& flags) {
   const auto model = flags.open();
   const InterruptScope interrupt;
@@ -208,8 +259,10 @@ int contribution(const InspectFlags& flags) {
     std::printf("layer  sinks  of a sink  of another  ratio  attention ratio\n");
   }
   std::vector<std::vector<std::string>> rows;
+  std::vector<LayerContribution> measured;
   for (std::int64_t layer = 0; layer < found.contribution.size(0); ++layer) {
     const LayerContribution one = measure_contribution(found, layer, request.var.tau);
+    measured.push_back(one);
     const double ratio = one.of_sink / one.of_other,
                  attention = one.attention_sink / one.attention_other;
     if (flags.json) {
@@ -236,24 +289,8 @@ int contribution(const InspectFlags& flags) {
             {"layer", "sinks", "others", "sink_contribution", "other_contribution",
              "sink_attention", "other_attention"},
             rows);
-  const auto layers = flags.layer_range(found.contribution.size(0));
-  const at::Tensor mean =
-      found.contribution.slice(0, layers.first, layers.second + 1).mean(at::IntArrayRef{0, 1});
-  std::int64_t begin = 0;
-  for (std::size_t i = 0; i < found.images.size(); ++i) {
-    const libvar::InspectedImage& image = found.images[i];
-    const std::int64_t count = image.positions.second - image.positions.first;
-    const at::Tensor part = mean.narrow(0, begin, count).contiguous();
-    begin += count;
-    const std::vector<double> values(part.const_data_ptr<float>(),
-                                     part.const_data_ptr<float>() + part.numel());
-    const cv::Mat picture = flags.picture(i);
-    write_picture(
-        flags.out_file("contribution-" + std::to_string(i) + ".png"),
-        heat_map(picture, image.boxes, values, *std::max_element(values.begin(), values.end()),
-                 "norm of the contribution, layers " + std::to_string(layers.first) + " to " +
-                     std::to_string(layers.second)));
-  }
+  draw_layers(flags, measured);
+  draw_contributions(flags, found);
   if (!flags.json) std::printf("\ntables and pictures: %s\n", flags.out->c_str());
   return kDone;
 }

@@ -55,8 +55,8 @@ std::int64_t count_colour(const at::Tensor& picture, const std::vector<std::int6
   return (picture == at::tensor(colour)).all(-1).sum().item<std::int64_t>();
 }
 
-// The first curve of a chart.
-const std::vector<std::int64_t> kBlue{0, 114, 178};
+// The first and the second curve of a chart.
+const std::vector<std::int64_t> kBlue{0, 114, 178}, kVermillion{213, 94, 0};
 
 }  // namespace
 
@@ -152,6 +152,31 @@ TEST_CASE("sinks heads and contribution tell what looks at the image and what si
     CHECK(one.at("sink_attention") > 5 * one.at("other_attention").get<double>());
     CHECK(one.at("sink_contribution") < 0.5 * one.at("other_contribution").get<double>());
   }
+}
+
+TEST_CASE("sinks contribution draws sinks and other visual tokens over the layers",
+          "[cli][sinks]") {
+  const TemporaryFolder folder;
+  const CommandResult result =
+      run_command(command("contribution", {"--out", (folder / "c").string()}));
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  CHECK(names_in(folder / "c") == std::vector<std::string>{"contribution-0.png",
+                                                           "contribution-layers.png",
+                                                           "contribution.csv"});
+  const std::vector<at::Tensor> charts =
+      libvar::read_image(folder / "c" / "contribution-layers.png").chunk(2, 1);
+  for (const at::Tensor& chart : charts) {
+    CHECK(count_colour(chart, kBlue) > 100);
+    CHECK(count_colour(chart, kVermillion) > 100);
+  }
+  // In layers 1 and 2 a sink gets the more attention and contributes less: the mean height of the
+  // curves, rows being counted from the top.
+  const auto mean_row = [](const at::Tensor& chart, const std::vector<std::int64_t>& colour) {
+    return (chart == at::tensor(colour)).all(-1).nonzero().select(1, 0).to(at::kFloat).mean();
+  };
+  CHECK((mean_row(charts[0], kBlue) > mean_row(charts[0], kVermillion)).item<bool>());
+  CHECK((mean_row(charts[1], kBlue) < mean_row(charts[1], kVermillion)).item<bool>());
 }
 
 TEST_CASE("sinks show, heads and contribution refuse what they can't do", "[cli][sinks]") {
