@@ -85,7 +85,8 @@ void Decoder::store_sink_scores(std::int64_t layer, const at::Tensor& residual,
     cache.put_sink_scores(layer, stored, pass.sequences->places);
     return;
   }
-  if (pass.hooks.sink_scores) stored = pass.hooks.sink_scores(layer, cache.length(), stored);
+  if (pass.hooks != nullptr && pass.hooks->sink_scores)
+    stored = pass.hooks->sink_scores(layer, cache.length(), stored);
   cache.append_sink_scores(layer, stored);
 }
 
@@ -108,8 +109,10 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
     for (at::Tensor* table : {&attention_pass.angles.cos, &attention_pass.angles.sin})
       *table = table->transpose(0, 2);  // [B, 1, 1, Dh]
   }
-  if (pass.hooks.attention) attention_pass.observer = &pass.hooks.attention;
-  attention_pass.drops_source_mass = pass.hooks.drops_source_mass;
+  if (pass.hooks != nullptr) {
+    if (pass.hooks->attention) attention_pass.observer = &pass.hooks->attention;
+    attention_pass.drops_source_mass = pass.hooks->drops_source_mass;
+  }
 
   RedistributionRule off = pass.var.rule();
   off.head_rule = HeadRule::kNone;
@@ -133,7 +136,7 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
                              : may_change(i, pass.var);
     auto [normed, phi] = norm(layer.input_norm, sink_dims_);  // phi of the layer's input
     store_sink_scores(i, hidden, phi, pass, cache);
-    if (pass.hooks.layer) pass.hooks.layer(i, hidden);
+    if (pass.hooks != nullptr && pass.hooks->layer) pass.hooks->layer(i, hidden);
     delta = layer.attention(normed, attention_pass, changes ? pass.var.rule() : off,
                             changes && selected.defined() ? selected.select(0, i) : at::Tensor(),
                             cache);

@@ -48,7 +48,7 @@ struct DecoderPass {
   std::int64_t last_rows = 1;  ///< so many rows at the end are wanted
   at::Tensor selected_rows;    ///< [layers] ([layers, B] with sequences) int64 on the device, or
                                ///< undefined; gets the changed (head, row) pairs added
-  PassHooks hooks;
+  const PassHooks* hooks = nullptr;  ///< or null
 };
 
 /// A Llama-like decoder: embeddings, layers, final norm and head.

@@ -117,7 +117,7 @@ at::Tensor Conversation::run(const at::Tensor& embeddings, const at::Tensor& pos
   pass.var = var;
   pass.generated = generated;
   pass.selected_rows = selected_rows_;
-  pass.hooks = hooks_;
+  pass.hooks = &hooks_;
   return (*decoder_)(embeddings, pass, cache_);
 }
 
