@@ -13,6 +13,7 @@
 #include "families/family.h"
 #include "families/json_fields.h"
 #include "families/sink_dimensions.h"
+#include "families/tokenizer_check.h"
 #include "libvar/error.h"
 #include "loaded_model.h"
 #include "resource_errors.h"
@@ -60,9 +61,11 @@ at::ScalarType choose_dtype(const Archive& archive, const LoadOptions& options, 
   return dtype;
 }
 
-std::unique_ptr<Tokenizer> read_tokenizer(const Archive& archive) {
+std::unique_ptr<Tokenizer> read_tokenizer(const Archive& archive, const ModelConfig& config) {
   try {
-    return load_tokenizer(archive.files());
+    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(archive.files());
+    check_tokenizer(*tokenizer, config);
+    return tokenizer;
   } catch (const ArchiveError& error) {
     throw ArchiveError(c10::str(archive.path().string(), ": ", error.what()));
   }
@@ -79,12 +82,7 @@ std::unique_ptr<LoadedModel> load_archive(const std::filesystem::path& path,
   if (options.dtype != "auto") parse_dtype(options.dtype);
   const Archive archive = Archive::open(path);
   ModelConfig config = read_model_config(archive);
-  std::unique_ptr<Tokenizer> tokenizer = read_tokenizer(archive);
-  if (tokenizer->size() > config.decoder.vocab_size) {
-    throw ArchiveError(c10::str(path.string(), ": the tokenizer has ids up to ",
-                                tokenizer->size() - 1, ", but the vocabulary has ",
-                                config.decoder.vocab_size, " rows"));
-  }
+  std::unique_ptr<Tokenizer> tokenizer = read_tokenizer(archive, config);
   if (device.is_cuda() && config.decoder.head_dim > kMaxCudaHeadDim) {
     throw ConfigError(c10::str(path.string(), ": its head size of ", config.decoder.head_dim,
                                " is above ", kMaxCudaHeadDim,

@@ -211,6 +211,9 @@ TEST_CASE("malformed Qwen2-VL checkpoints are one line and leave nothing behind"
             "found 480"}},
           {set(kConfig, "/image_token_id", 608),
            {"config.json: image_token_id: expected an integer in [0, 607], found 608"}},
+          {set(kConfig, "/image_token_id", 604),
+           {"the tokenizer does not fit config.json: <|image_pad|> is 605 in the one, 604 in the "
+            "other"}},
           {without_tensor("lm_head.weight"), {"tensor lm_head.weight is missing"}},
           {set(kConfig, "/vocab_size", 640),
            {".safetensors: tensor ", "expected shape [640, 480], found [608, 480]"}},
@@ -307,6 +310,8 @@ TEST_CASE("malformed InternVL2 checkpoints are one line and leave nothing behind
            {"tensors language_model.", "language_model.output.weight",
             " both are language_model.lm_head.weight"}},
       });
+  check_all("internvl_native",
+            {{set(kConfig, "/image_token_id", 0), {"<IMG_CONTEXT> is ", "0 in the other"}}});
 }
 
 TEST_CASE("malformed VILA-1.5 checkpoints are one line and leave nothing behind",
@@ -458,6 +463,13 @@ TEST_CASE("archives of a family that miss a part are one line", "[cli][families]
     what = "the tokenizer is missing";
     info_reads_it = true;
   }
+  if (name == "qwen_flat") SECTION("the image token") {
+      json config = json::parse(files.at(kConfig));
+      config["image_token_id"] = 1;
+      files[kConfig] = config.dump();
+      what = "<|image_pad|> is 605 in the one, 1 in the other";
+      info_reads_it = true;
+    }
   SECTION("another family") {
     const auto other =
         libvar::Archive::open(family_archive(folders ? "qwen_flat" : "vila15_llama2"));

@@ -13,6 +13,7 @@
 #include "convert/checkpoint.h"
 #include "families/json_fields.h"
 #include "families/sink_dimensions.h"
+#include "families/tokenizer_check.h"
 #include "libvar/error.h"
 #include "text/tokenizer.h"
 
@@ -151,22 +152,6 @@ std::filesystem::path tokenizer_folder(const std::filesystem::path& dir,
   return dir;
 }
 
-void check_tokenizer(const CheckpointFiles& files, const ModelConfig& config) {
-  const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(files);
-  const std::int64_t rows = config.decoder.vocab_size;
-  if (tokenizer->size() > rows) {
-    throw ArchiveError("the tokenizer does not fit the vocabulary: it gives ids up to " +
-                       std::to_string(tokenizer->size() - 1) + ", config.json: vocab_size is " +
-                       std::to_string(rows));
-  }
-  const auto image = tokenizer->token_id(kImagePlaceholder);
-  if (image && config.image_token_id && *image != *config.image_token_id) {
-    throw ArchiveError("the tokenizer does not fit config.json: " + std::string(kImagePlaceholder) +
-                       " is " + std::to_string(*image) + " in the one, " +
-                       std::to_string(*config.image_token_id) + " in the other");
-  }
-}
-
 SinkDimensions choose_sinks(const ModelConfig& config, const ConvertOptions& options) {
   if (!options.sink_dims)
     return known_sink_dimensions(config.decoder).value_or(SinkDimensions{{}, "not known"});
@@ -212,7 +197,7 @@ void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
   const ModelConfig config =
       in_folder(checkpoint_dir, [&] { return checkpoint.family->read_config(checkpoint.files); });
   in_folder(tokenizer_folder(checkpoint_dir, checkpoint),
-            [&] { check_tokenizer(checkpoint.files, config); });
+            [&] { check_tokenizer(*load_tokenizer(checkpoint.files), config); });
   if (options.first_layer && *options.first_layer >= config.decoder.num_layers) {
     throw ConfigError("first_layer: expected less than the model's " +
                       std::to_string(config.decoder.num_layers) + " layers, found " +

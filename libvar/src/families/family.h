@@ -53,6 +53,7 @@ struct ModelConfig {
   ImageProcessorConfig image;
   PromptStyle prompt_style = PromptStyle::kLlavaHf;
   std::optional<std::int64_t> image_token_id;  ///< none: the vocabulary has no image token
+  std::string image_token = "<image>";         ///< how a tokenizer that has it spells it
   std::vector<std::int64_t> stop_tokens;
   std::int64_t visual_tokens = 0;  ///< per image or tile; 0: the picture's size decides
   std::string

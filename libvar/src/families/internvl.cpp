@@ -156,6 +156,7 @@ class InternVlFamily : public Family {
     ModelConfig out;
     out.family = name();
     out.prompt_style = PromptStyle::kInternLm2Chat;
+    out.image_token = kImageToken;
     out.checkpoint_dtype = read_dtype(config);
     if (is_native(config)) {
       read_native(files, config, out);

@@ -105,6 +105,7 @@ class Qwen2VlFamily : public Family {
     out.vision = read_tower(config.object("vision_config"), out.decoder.hidden_size);
     out.image = read_dynamic_processor(require_processor(files).fields(), out.vision);
     out.prompt_style = PromptStyle::kQwen2Vl;
+    out.image_token = "<|image_pad|>";
     out.image_token_id = config.integer("image_token_id", 151655, 0, out.decoder.vocab_size - 1);
     out.stop_tokens = read_stop_tokens(files, config, out.decoder.vocab_size, 151645);
     out.checkpoint_dtype = read_dtype(config);
