@@ -104,7 +104,7 @@ void draw_axes(cv::Mat& canvas, const LineChart& chart, const Plane& plane, cons
     const std::string text = number_text(y);
     put_text(canvas, text, {area.x - 8 - text_width(text, kTextSize), row + 4}, kTextSize);
   }
-  for (const double x : ticks(plane.x(), area.width / 80, plane.whole_x() ? 1 : 0)) {
+  for (const double x : ticks(plane.x(), area.width / 60, plane.whole_x() ? 1 : 0)) {
     const int column = plane.column(x);
     cv::line(canvas, {column, bottom}, {column, bottom + kTick}, black, 1);
     const std::string text = number_text(x);
@@ -179,7 +179,7 @@ cv::Mat line_chart(const LineChart& chart) {
   const Plane plane(chart, area);
   draw_axes(canvas, chart, plane, area);
   draw_legend(canvas, chart, area);
-  for (std::size_t i = 0; i < chart.curves.size(); ++i) draw_curve(canvas, chart, plane, i);
+  for (std::size_t i = chart.curves.size(); i-- > 0;) draw_curve(canvas, chart, plane, i);
   for (const Label& label : chart.labels) {
     const cv::Point at(plane.column(label.x), plane.row(label.y));
     cv::circle(canvas, at, kPoint + 3, black, 1, cv::LINE_AA);

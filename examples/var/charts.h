@@ -22,7 +22,7 @@ struct Label {
 
 struct LineChart {
   std::string caption, x_name, y_name;
-  std::vector<Curve> curves;  ///< at most 3
+  std::vector<Curve> curves;  ///< at most 3, the first on top
   std::vector<Label> labels;
   std::pair<double, double> y_range{0, 0};  ///< equal: from 0 or below to what the curves reach
   bool stems = false;                       ///< lines from 0 to the points, none between them

@@ -1,7 +1,9 @@
 // var sinks ablate: a question file under settings of VAR that differ in one thing each.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <map>
 #include <numeric>
 
 #include "charts.h"
@@ -118,18 +120,80 @@ void print_summary(const ordered_json& summary) {
   }
 }
 
-void draw_summary(const std::string& path, const ordered_json& summary) {
+/// A parameter that is swept.
+struct Sweep {
+  const char* group;
+  const char* name;
+  double base;  ///< in the settings that the others differ from
+};
+
+/// Accuracies around which curves have room; at least two points of a percent.
+std::pair<double, double> accuracy_range(const ordered_json& rows) {
+  double least = 100, most = 0;
+  for (const ordered_json& row : rows) {
+    least = std::min(least, 100 * row.at("accuracy").get<double>());
+    most = std::max(most, 100 * row.at("accuracy").get<double>());
+  }
+  const double room = std::max(1.0, 0.15 * (most - least));
+  return {least - room, most + room};
+}
+
+/// Accuracy over the values of one parameter, the base's among them, beside that without VAR.
+cv::Mat draw_sweep(const ordered_json& rows, const Sweep& sweep) {
+  const auto accuracy = [](const ordered_json& row) {
+    return 100 * row.at("accuracy").get<double>();
+  };
+  const double off = accuracy(rows.at(0)), on = accuracy(rows.at(1));
+  std::map<double, double> points;
+  for (const ordered_json& row : rows) {
+    if (row.at("group") != sweep.group) continue;
+    const double value = std::stod(row.at("setting").get<std::string>());
+    if (std::isfinite(value)) points.emplace(value, accuracy(row));
+  }
+  points.emplace(sweep.base, on);
+  LineChart chart;
+  chart.caption = std::string("accuracy over ") + sweep.name;
+  chart.x_name = sweep.name;
+  chart.y_name = "accuracy, %";
+  chart.y_range = accuracy_range(rows);
+  chart.curves = {{"VAR", {points.begin(), points.end()}}, {"without VAR", {}}};
+  for (const double x : {points.begin()->first, points.rbegin()->first})
+    chart.curves[1].points.emplace_back(x, off);
+  chart.labels = {{sweep.base, on, "base"}};
+  return line_chart(chart);
+}
+
+/// Bars of the settings with a name, and a curve for each parameter with at least two values.
+void draw_summary(const std::string& path, const ordered_json& summary,
+                  const libvar::VarParams& base) {
+  const ordered_json& rows = summary.at("settings");
+  std::vector<Sweep> sweeps{{"tau", "tau", decimal(base.tau)},
+                            {"rho", "rho", decimal(base.rho)},
+                            {"p", "p", decimal(base.p)}};
+  if (base.first_layer)
+    sweeps.push_back({"first_layer", "first layer", static_cast<double>(*base.first_layer)});
+  std::vector<cv::Mat> curves;
+  for (const Sweep& sweep : sweeps) {
+    const bool swept = std::any_of(rows.begin(), rows.end(), [&](const ordered_json& row) {
+      return row.at("group") == sweep.group;
+    });
+    if (swept && std::isfinite(sweep.base)) curves.push_back(draw_sweep(rows, sweep));
+  }
   std::vector<std::string> labels;
   std::vector<double> values;
-  for (const ordered_json& row : summary.at("settings")) {
-    labels.push_back(row.at("group").get<std::string>() + " " +
-                     row.at("setting").get<std::string>());
+  for (const ordered_json& row : rows) {
+    const auto group = row.at("group").get<std::string>();
+    const bool swept = std::any_of(sweeps.begin(), sweeps.end(),
+                                   [&](const Sweep& sweep) { return sweep.group == group; });
+    if (swept) continue;
+    labels.push_back(group + " " + row.at("setting").get<std::string>());
     values.push_back(100 * row.at("accuracy").get<double>());
   }
-  write_picture(path, bar_chart(labels, values,
-                                "accuracy in percent, " +
-                                    std::to_string(summary.at("questions").get<std::size_t>()) +
-                                    " questions; the line: without VAR"));
+  const cv::Mat bars = bar_chart(labels, values,
+                                 "accuracy in percent, " +
+                                     std::to_string(summary.at("questions").get<std::size_t>()) +
+                                     " questions; the line: without VAR");
+  write_picture(path, in_lines({bars, in_lines(curves, 2)}, 1));
 }
 
 ordered_json file_settings(const AblateFlags& flags, const std::vector<Setting>& settings) {
@@ -158,7 +222,7 @@ int ablate(const AblateFlags& flags) {
                       return answer_all(flags, session, settings, question);
                     });
   const ordered_json summary = summarise(settings, lines);
-  if (flags.plot) draw_summary(*flags.plot, summary);
+  if (flags.plot) draw_summary(*flags.plot, summary, settings[1].var);
   if (flags.json) {
     std::printf("%s\n", summary.dump().c_str());
   } else {
