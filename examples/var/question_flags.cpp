@@ -1,5 +1,8 @@
 #include "question_flags.h"
 
+#include <cstdio>
+
+#include "command.h"
 #include "interrupt.h"
 #include "libvar/error.h"
 #include "progress_bar.h"
@@ -90,6 +93,16 @@ std::vector<ordered_json> run_questions(
     bar.update(static_cast<std::int64_t>(i + 1), static_cast<std::int64_t>(questions.size()));
   }
   return lines;
+}
+
+int print_summary(bool json, const ordered_json& summary,
+                  void (*print_table)(const ordered_json&)) {
+  if (json) {
+    std::printf("%s\n", summary.dump().c_str());
+  } else {
+    print_table(summary);
+  }
+  return kDone;
 }
 
 }  // namespace var_command

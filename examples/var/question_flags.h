@@ -43,4 +43,8 @@ std::vector<nlohmann::ordered_json> run_questions(
     const std::function<nlohmann::ordered_json(const libvar::Question&, std::size_t place)>&
         answer);
 
+/// Prints the summary of a run: as a JSON object, or with `print_table`. Gives the exit code.
+int print_summary(bool json, const nlohmann::ordered_json& summary,
+                  void (*print_table)(const nlohmann::ordered_json&));
+
 }  // namespace var_command

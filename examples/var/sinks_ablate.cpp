@@ -104,7 +104,7 @@ ordered_json summarise(const std::vector<Setting>& settings,
   return {{"questions", lines.size()}, {"settings", std::move(rows)}};
 }
 
-void print_summary(const ordered_json& summary) {
+void print_table(const ordered_json& summary) {
   std::printf("%zu questions\n\n", summary.at("questions").get<std::size_t>());
   std::printf("%-12s %-16s %9s %16s %21s\n", "", "setting", "accuracy", "answers changed",
               "(head, row) changed");
@@ -223,12 +223,7 @@ int ablate(const AblateFlags& flags) {
                     });
   const ordered_json summary = summarise(settings, lines);
   if (flags.plot) draw_summary(*flags.plot, summary, settings[1].var);
-  if (flags.json) {
-    std::printf("%s\n", summary.dump().c_str());
-  } else {
-    print_summary(summary);
-  }
-  return kDone;
+  return print_summary(flags.json, summary, print_table);
 }
 
 }  // namespace

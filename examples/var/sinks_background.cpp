@@ -11,6 +11,7 @@
 #include "masks.h"
 #include "pictures.h"
 #include "progress_bar.h"
+#include "question_flags.h"
 #include "results_file.h"
 #include "sink_search.h"
 #include "sinks.h"
@@ -98,6 +99,23 @@ ordered_json summarise(const std::vector<ordered_json>& lines) {
           {"layers", std::move(layers)}};
 }
 
+void print_table(const ordered_json& summary) {
+  std::printf("%zu pictures; background by chance: %.2f %% of %.0f visual tokens\n\n",
+              summary.at("pictures").get<std::size_t>(), 100 * summary.at("chance").get<double>(),
+              summary.at("visual_tokens").get<double>());
+  std::printf("layer   visual sinks  on background\n");
+  for (const ordered_json& layer : summary.at("layers")) {
+    const ordered_json& share = layer.at("background_share");
+    std::printf("%5zu  %13.0f  ", layer.at("layer").get<std::size_t>(),
+                layer.at("sinks").get<double>());
+    if (share.is_null()) {
+      std::printf("-\n");
+    } else {
+      std::printf("%11.2f %%\n", 100 * share.get<double>());
+    }
+  }
+}
+
 int background(const BackgroundFlags& flags) {
   flags.common.apply();
   flags.var.check();
@@ -127,24 +145,7 @@ int background(const BackgroundFlags& flags) {
     }
   }
   const ordered_json summary = summarise(lines);
-  if (flags.json) {
-    std::printf("%s\n", summary.dump().c_str());
-    return kDone;
-  }
-  std::printf("%zu pictures; background by chance: %.2f %% of %.0f visual tokens\n\n", lines.size(),
-              100 * summary.at("chance").get<double>(), summary.at("visual_tokens").get<double>());
-  std::printf("layer   visual sinks  on background\n");
-  for (const ordered_json& layer : summary.at("layers")) {
-    const ordered_json& share = layer.at("background_share");
-    std::printf("%5zu  %13.0f  ", layer.at("layer").get<std::size_t>(),
-                layer.at("sinks").get<double>());
-    if (share.is_null()) {
-      std::printf("-\n");
-    } else {
-      std::printf("%11.2f %%\n", 100 * share.get<double>());
-    }
-  }
-  return kDone;
+  return print_summary(flags.json, summary, print_table);
 }
 
 }  // namespace

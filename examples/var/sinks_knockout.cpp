@@ -116,7 +116,7 @@ ordered_json summary_json(const std::vector<Outcome>& all, std::size_t questions
   return out;
 }
 
-void print_summary(const ordered_json& summary) {
+void print_table(const ordered_json& summary) {
   const double plain = summary.at("none").at("accuracy"),
                plain_log = summary.at("none").at("label_log_prob");
   std::printf(
@@ -148,12 +148,7 @@ int knockout(const KnockoutFlags& flags) {
                       return answer_all(flags, model, var, question, place);
                     });
   const ordered_json summary = summary_json(outcomes(lines, flags.repeats), questions.size());
-  if (flags.json) {
-    std::printf("%s\n", summary.dump().c_str());
-  } else {
-    print_summary(summary);
-  }
-  return kDone;
+  return print_summary(flags.json, summary, print_table);
 }
 
 }  // namespace
