@@ -36,12 +36,7 @@ constexpr std::int64_t kRowStride = 5;  // of the stored attention
 struct Place {
   std::string name, run;
 
-  const json& entry() const {
-    for (const json& one : family_case(name).at("runs")) {
-      if (one.at("name") == run) return one;
-    }
-    throw std::runtime_error(name + " has no run " + run);
-  }
+  const json& entry() const { return family_run(family_case(name), run); }
 
   at::Tensor golden(const std::string& key) const {
     static const SafetensorsFile file =
@@ -49,6 +44,12 @@ struct Place {
     return file.tensor(name + "/" + run + "/" + key);
   }
 };
+
+/// The runs of tests/golden/inspection.safetensors.
+Place golden_place() {
+  return GENERATE(Place{"vila1_inside", "on"}, Place{"qwen_flat", "two_images"},
+                  Place{"internvl_small", "on"});
+}
 
 double largest_difference(const at::Tensor& actual, const at::Tensor& expected) {
   if (actual.sizes() != expected.sizes()) return std::nan("");
@@ -62,12 +63,9 @@ at::Tensor every_fifth(const at::Tensor& tensor, std::int64_t dimension) {
 }  // namespace
 
 TEST_CASE("an inspection equals what eager attention shows", "[inspection][golden]") {
-  const auto& [name, run] =
-      GENERATE(std::pair("vila1_inside", "on"), std::pair("qwen_flat", "two_images"),
-               std::pair("internvl_small", "on"));
-  const Place place{name, run};
+  const Place place = golden_place();
   CAPTURE(place.name);
-  const std::shared_ptr<const Model> model = load_family_case(family_case(name));
+  const std::shared_ptr<const Model> model = load_family_case(family_case(place.name));
   InspectOptions options;
   options.head_layers = {1};
   options.magnitude_positions = {0, 40};
@@ -94,12 +92,9 @@ TEST_CASE("an inspection equals what eager attention shows", "[inspection][golde
 }
 
 TEST_CASE("a knockout equals attention without the tokens", "[inspection][golden]") {
-  const auto& [name, run] =
-      GENERATE(std::pair("vila1_inside", "on"), std::pair("qwen_flat", "two_images"),
-               std::pair("internvl_small", "on"));
-  const Place place{name, run};
+  const Place place = golden_place();
   CAPTURE(place.name);
-  const std::shared_ptr<const Model> model = load_family_case(family_case(name));
+  const std::shared_ptr<const Model> model = load_family_case(family_case(place.name));
   Request request = family_request(place.entry());
   request.generation.max_new_tokens = 1;
   const auto tokens = place.entry().at("tokens").get<std::vector<std::int64_t>>();

@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "golden_fixture.h"
@@ -19,9 +20,13 @@
 namespace libvar::testing {
 
 /// The checkpoint of a case, written in its published form, converted and loaded; once per process.
-inline std::shared_ptr<const Model> load_family_case(const nlohmann::json& golden) {
+/// @param dtype  of the computation; empty: the case's
+inline std::shared_ptr<const Model> load_family_case(const nlohmann::json& golden,
+                                                     const std::string& dtype = {},
+                                                     const std::string& device = "cpu") {
   static std::map<std::string, std::shared_ptr<const Model>> models;
-  std::shared_ptr<const Model>& model = models[golden.at("name")];
+  const std::string key = golden.at("name").get<std::string>() + " " + dtype + " " + device;
+  std::shared_ptr<const Model>& model = models[key];
   if (model) return model;
   const TemporaryFolder folder;
   const std::filesystem::path checkpoint = folder / "checkpoint";
@@ -30,10 +35,17 @@ inline std::shared_ptr<const Model> load_family_case(const nlohmann::json& golde
   options.sink_dims = golden.at("sink_dims").get<std::vector<std::int64_t>>();
   convert_checkpoint(checkpoint, folder / "model.pt", options);
   LoadOptions load_options;
-  load_options.device = "cpu";
-  load_options.dtype = golden.at("dtype");
+  load_options.device = device;
+  load_options.dtype = dtype.empty() ? golden.at("dtype").get<std::string>() : dtype;
   model = Model::load(folder / "model.pt", load_options);
   return model;
+}
+
+inline const nlohmann::json& family_run(const nlohmann::json& golden, const std::string& name) {
+  for (const nlohmann::json& run : golden.at("runs")) {
+    if (run.at("name") == name) return run;
+  }
+  throw std::runtime_error(golden.at("name").get<std::string>() + " has no run " + name);
 }
 
 /// A run of a case as its request.
