@@ -145,7 +145,8 @@ void check_redistribute(const char* op, const at::Tensor& probs, const at::Tenso
 }
 
 void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
-                         const std::optional<at::Tensor>& bias) {
+                         const std::optional<at::Tensor>& bias,
+                         const std::optional<at::Tensor>& weight_scale) {
   const char* op = "skinny_linear";
   check_floating(op, "input", input);
   TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) >= 1, op,
@@ -153,7 +154,7 @@ void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
   const c10::SymInt num_rows = input.sym_numel() / input.sym_size(-1);
   TORCH_CHECK_VALUE(num_rows <= kMaxSkinnyRows, op, ": expected at most ", kMaxSkinnyRows,
                     " rows of input, got ", num_rows);
-  check_dtype(op, "weight", weight, input.scalar_type());
+  check_dtype(op, "weight", weight, weight_scale.has_value() ? at::kChar : input.scalar_type());
   check_rank(op, "weight", weight, 2, "[N, K]");
   check_shape(op, "weight", weight, {weight.sym_size(0), input.sym_size(-1)});
   check_last_dim_contiguous(op, "weight", weight);
@@ -162,6 +163,11 @@ void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
     check_dtype(op, "bias", *bias, input.scalar_type());
     check_shape(op, "bias", *bias, {weight.sym_size(0)});
     check_device(op, "bias", *bias, input);
+  }
+  if (weight_scale.has_value()) {
+    check_dtype(op, "weight_scale", *weight_scale, at::kFloat);
+    check_shape(op, "weight_scale", *weight_scale, {weight.sym_size(0)});
+    check_device(op, "weight_scale", *weight_scale, input);
   }
 }
 

@@ -46,9 +46,11 @@ void check_rms_norm(const char* op, const char* hidden_name, const at::Tensor& h
 void check_redistribute(const char* op, const at::Tensor& probs, const at::Tensor& sink_scores,
                         const at::Tensor& visual_mask, const std::optional<at::Tensor>& row_mask);
 
-/// skinny_linear: input [..., K] of at most kMaxSkinnyRows rows, weight [N, K], bias [N].
+/// skinny_linear: input [..., K] of at most kMaxSkinnyRows rows, weight [N, K], bias [N],
+/// weight_scale [N] where weight is int8.
 void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
-                         const std::optional<at::Tensor>& bias);
+                         const std::optional<at::Tensor>& bias,
+                         const std::optional<at::Tensor>& weight_scale);
 
 /// The tensors that attention reads and fills.
 struct AttentionTensors {

@@ -65,8 +65,9 @@ void redistribute_in_place_meta(at::Tensor& probs, const at::Tensor& sink_scores
 }
 
 at::Tensor skinny_linear_meta(const at::Tensor& input, const at::Tensor& weight,
-                              const std::optional<at::Tensor>& bias) {
-  checks::check_skinny_linear(input, weight, bias);
+                              const std::optional<at::Tensor>& bias,
+                              const std::optional<at::Tensor>& weight_scale) {
+  checks::check_skinny_linear(input, weight, bias, weight_scale);
   c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
   sizes.back() = weight.sym_size(0);
   return empty_contiguous(sizes, input, input.scalar_type());

@@ -20,7 +20,7 @@ using AddRmsNormSignature = std::tuple<at::Tensor, at::Tensor>(at::Tensor&, cons
                                                                const at::Tensor&, const at::Tensor&,
                                                                double);
 using SkinnyLinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&,
-                                         const OptionalTensor&);
+                                         const OptionalTensor&, const OptionalTensor&);
 using PublicRedistributeSignature = at::Tensor(const at::Tensor&, const at::Tensor&,
                                                const at::Tensor&, const OptionalTensor&, double,
                                                double, double, double, double);
@@ -173,9 +173,10 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores(at::Tensor& residual
 }
 
 at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
-                         const std::optional<at::Tensor>& bias) {
+                         const std::optional<at::Tensor>& bias,
+                         const std::optional<at::Tensor>& weight_scale) {
   static const auto op = find_op<SkinnyLinearSignature>("libvar::skinny_linear");
-  return op.call(input, weight, bias);
+  return op.call(input, weight, bias, weight_scale);
 }
 
 at::Tensor redistribute(const at::Tensor& probs, const at::Tensor& sink_scores,

@@ -24,7 +24,10 @@ TORCH_LIBRARY(libvar, m) {
       "add_rms_norm_sink_scores(Tensor(a!) residual, Tensor delta, Tensor weight, "
       "Tensor sink_dims, float eps=1e-6) -> (Tensor, Tensor)",
       tags);
-  m.def("skinny_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", tags);
+  m.def(
+      "skinny_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? weight_scale=None) "
+      "-> Tensor",
+      tags);
   m.def(
       "redistribute(Tensor probs, Tensor sink_scores, Tensor visual_mask, "
       "Tensor? row_mask=None, *, float tau=20., float rho=0.8, float p=0.6, "

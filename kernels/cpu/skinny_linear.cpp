@@ -18,7 +18,7 @@ namespace {
 // Weight elements below which a second thread costs more than it gives.
 constexpr std::int64_t kGrainElements = std::int64_t{1} << 17;
 
-at::Tensor prepared(const at::Tensor& rows, ElementType type) {
+at::Tensor prepared(const at::Tensor& rows, ElementType type, bool is_quantized) {
   const std::int64_t in_features = rows.size(1);
   const std::int64_t row_bytes = prepared_row_bytes(in_features);
   at::Tensor result = at::empty({rows.size(0) * row_bytes}, at::TensorOptions().dtype(at::kByte));
@@ -27,13 +27,14 @@ at::Tensor prepared(const at::Tensor& rows, ElementType type) {
   const auto source_bytes = in_features * static_cast<std::int64_t>(rows.element_size());
   const auto prepare = LIBVAR_CPU_BUILDS(prepare_input).chosen();
   for (std::int64_t m = 0; m < rows.size(0); ++m)
-    prepare(type, source + m * source_bytes, in_features, target + m * row_bytes);
+    prepare(type, is_quantized, source + m * source_bytes, in_features, target + m * row_bytes);
   return result;
 }
 
 at::Tensor skinny_linear_cpu(const at::Tensor& input, const at::Tensor& weight,
-                             const std::optional<at::Tensor>& bias) {
-  checks::check_skinny_linear(input, weight, bias);
+                             const std::optional<at::Tensor>& bias,
+                             const std::optional<at::Tensor>& weight_scale) {
+  checks::check_skinny_linear(input, weight, bias, weight_scale);
   const std::int64_t in_features = weight.size(1), out_features = weight.size(0);
   std::vector<std::int64_t> sizes = input.sizes().vec();
   sizes.back() = out_features;
@@ -43,7 +44,7 @@ at::Tensor skinny_linear_cpu(const at::Tensor& input, const at::Tensor& weight,
   const at::Tensor rows = input.reshape({-1, in_features}).contiguous();
   SkinnyLinear linear = {};
   linear.type = element_type(input.scalar_type());
-  const at::Tensor prepared_rows = prepared(rows, linear.type);
+  const at::Tensor prepared_rows = prepared(rows, linear.type, weight_scale.has_value());
   linear.prepared_input =
       reinterpret_cast<const std::byte*>(prepared_rows.const_data_ptr<std::uint8_t>());
   linear.num_rows = rows.size(0);
@@ -52,6 +53,8 @@ at::Tensor skinny_linear_cpu(const at::Tensor& input, const at::Tensor& weight,
   linear.weight_stride = weight.stride(0);
   const at::Tensor bias_values = bias.has_value() ? bias->contiguous() : at::Tensor();
   linear.bias = bias.has_value() ? bias_values.const_data_ptr() : nullptr;
+  const at::Tensor scales = weight_scale.has_value() ? weight_scale->contiguous() : at::Tensor();
+  linear.weight_scale = weight_scale.has_value() ? scales.const_data_ptr<float>() : nullptr;
   linear.output = output.mutable_data_ptr();
   linear.out_features = out_features;
 

@@ -13,6 +13,8 @@
 
 #include "cpu/skinny_linear_kernel.h"
 
+#include <type_traits>
+
 #include "cpu/group.h"
 
 namespace libvar::cpu::LIBVAR_CPU_NAMESPACE {
@@ -31,31 +33,52 @@ constexpr std::int64_t kLineBytes = 64;
 // Bytes of an input row that stay in the first cache while a weight row streams through it.
 constexpr std::int64_t kStayingBytes = 12288;
 
+// Weights that are multiples of a scale for each row.
+template <typename W>
+constexpr bool kIsQuantized = std::is_same_v<W, std::int8_t>;
+
 // Sums that fit into registers beside a group of the weight.
 constexpr int kSumsAtOnce = kLanes == 16 ? 8 : kLanes == 8 ? 2 : 1;
 
-/// Sums of products in 32 lanes of floats.
-template <typename T>
+/// Sums of products in 32 lanes of floats. W: element of the weight; T: of input and output.
+template <typename W, typename T>
 struct GroupSums {
-  using Input = float;  ///< in the order of group_lane()
+  using Input = float;  ///< in the order in which a group of the weight lies
   using Sum = Group;
   static constexpr std::int64_t kStep = kGroup;
 
   static LIBVAR_INLINE void prepare(const T* row, std::int64_t count, Input* target) {
-    store_group(target, count < kStep ? load_partial_group(row, count) : load_group(row));
+    if constexpr (kIsQuantized<W>) {
+      T buffer[kStep] = {};
+      for (std::int64_t k = 0; k < kStep && k < count; ++k) buffer[k] = row[k];
+      store_group(target, load_group<T>(buffer));  // in their own order, as int8 is
+    } else {
+      store_group(target, count < kStep ? load_partial_group(row, count) : load_group(row));
+    }
   }
 
-  static LIBVAR_INLINE Group load_weight(const T* source) { return load_group(source); }
+  static LIBVAR_INLINE Group load_weight(const W* source) { return load_group(source); }
 
-  static LIBVAR_INLINE Group load_partial_weight(const T* source, std::int64_t count) {
+  static LIBVAR_INLINE Group load_partial_weight(const W* source, std::int64_t count) {
     return load_partial_group(source, count);
   }
 
   static LIBVAR_INLINE void add_products(Sum& sum, const Group& weight, const Input* input) {
     const Group x = load_group(input);
     for (std::int64_t i = 0; i < kParts; ++i) {
-      sum.first.part[i] += weight.first.part[i] * x.first.part[i];
-      sum.second.part[i] += weight.second.part[i] * x.second.part[i];
+      sum.first.part[i] = plus_product(sum.first.part[i], weight.first.part[i], x.first.part[i]);
+      sum.second.part[i] =
+          plus_product(sum.second.part[i], weight.second.part[i], x.second.part[i]);
+    }
+  }
+
+  // Where products are exact, fused or not makes no difference but in speed.
+  static LIBVAR_INLINE Floats plus_product(Floats sum, Floats a, Floats b) {
+    constexpr bool kIsExact = kIsQuantized<W> ? !std::is_same_v<T, float> : std::is_same_v<T, Half>;
+    if constexpr (kIsExact) {
+      return fma(a, b, sum);
+    } else {
+      return sum + a * b;
     }
   }
 
@@ -71,9 +94,9 @@ struct GroupSums {
 };
 
 // How the products of a dtype are added up, for one sum at a time and for several.
-template <typename T, int sums>
+template <typename W, typename T, int sums>
 struct ArithmeticOf {
-  using Type = GroupSums<T>;
+  using Type = GroupSums<W, T>;
 };
 
 #if defined(__AVX512BF16__)
@@ -174,12 +197,12 @@ struct NarrowPairSums {
 };
 
 template <int sums>
-struct ArithmeticOf<Bfloat16, sums> {
+struct ArithmeticOf<Bfloat16, Bfloat16, sums> {
   using Type = PairSums;
 };
 
 template <>
-struct ArithmeticOf<Bfloat16, 1> {
+struct ArithmeticOf<Bfloat16, Bfloat16, 1> {
   using Type = NarrowPairSums;
 };
 #endif
@@ -191,18 +214,18 @@ LIBVAR_INLINE void ask_for_page(const void* source) {
 }
 
 /// The weight rows [n, n + outputs) times the input rows [m, m + inputs).
-template <typename T, int inputs, int outputs>
+template <typename W, typename T, int inputs, int outputs>
 LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int64_t n) {
-  using Arithmetic = typename ArithmeticOf<T, inputs * outputs>::Type;
+  using Arithmetic = typename ArithmeticOf<W, T, inputs * outputs>::Type;
   using Input = typename Arithmetic::Input;
   using Sum = typename Arithmetic::Sum;
   constexpr std::int64_t kStep = Arithmetic::kStep;
-  constexpr auto kBlock = static_cast<std::int64_t>(kBlockBytes / sizeof(T));
+  constexpr auto kBlock = static_cast<std::int64_t>(kBlockBytes / sizeof(W));
   static_assert(kBlock % kStep == 0);
-  const T* weight[outputs];
+  const W* weight[outputs];
   const Input* input[inputs];
   for (int o = 0; o < outputs; ++o)
-    weight[o] = static_cast<const T*>(linear.weight) + (n + o) * linear.weight_stride;
+    weight[o] = static_cast<const W*>(linear.weight) + (n + o) * linear.weight_stride;
   for (int i = 0; i < inputs; ++i) {
     input[i] = reinterpret_cast<const Input*>(linear.prepared_input +
                                               (m + i) * prepared_row_bytes(linear.in_features));
@@ -220,7 +243,7 @@ LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int
     for (int o = 0; o < outputs; ++o) ask_for_page(weight[o] + start);
     Sum block[inputs][outputs] = {};
     for (std::int64_t k = start; k < end; k += kStep) {
-      add_step(block, k, [](const T* source) { return Arithmetic::load_weight(source); });
+      add_step(block, k, [](const W* source) { return Arithmetic::load_weight(source); });
     }
     for (int i = 0; i < inputs; ++i) {
       for (int o = 0; o < outputs; ++o) Arithmetic::add_sum(sum[i][o], block[i][o]);
@@ -228,7 +251,7 @@ LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int
   }
   if (const std::int64_t rest = linear.in_features - whole; rest != 0) {
     add_step(sum, whole,
-             [rest](const T* source) { return Arithmetic::load_partial_weight(source, rest); });
+             [rest](const W* source) { return Arithmetic::load_partial_weight(source, rest); });
   }
   for (int o = 0; o < outputs; ++o) {
     const float bias = linear.bias == nullptr
@@ -236,70 +259,80 @@ LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int
                            : load_partial(static_cast<const T*>(linear.bias) + n + o, 1)[0];
     T* output = static_cast<T*>(linear.output) + m * linear.out_features + n + o;
     for (int i = 0; i < inputs; ++i) {
-      store_partial(output + i * linear.out_features,
-                    broadcast(Arithmetic::total(sum[i][o]) + bias), 1);
+      float total = Arithmetic::total(sum[i][o]);
+      if constexpr (kIsQuantized<W>) total *= linear.weight_scale[n + o];
+      store_partial(output + i * linear.out_features, broadcast(total + bias), 1);
     }
   }
 }
 
 /// The weight rows [n, n + outputs) times all input rows.
-template <typename T, int outputs>
+template <typename W, typename T, int outputs>
 LIBVAR_INLINE void run_outputs(const SkinnyLinear& linear, std::int64_t n) {
   std::int64_t m = 0;
   if constexpr (2 * outputs <= kSumsAtOnce) {
-    for (; m + 2 <= linear.num_rows; m += 2) run_tile<T, 2, outputs>(linear, m, n);
+    for (; m + 2 <= linear.num_rows; m += 2) run_tile<W, T, 2, outputs>(linear, m, n);
   }
-  for (; m < linear.num_rows; ++m) run_tile<T, 1, outputs>(linear, m, n);
+  for (; m < linear.num_rows; ++m) run_tile<W, T, 1, outputs>(linear, m, n);
 }
 
-template <typename T>
+template <typename W, typename T>
 void run_rows(const SkinnyLinear& linear, std::int64_t begin, std::int64_t end) {
-  using Input = typename ArithmeticOf<T, 1>::Type::Input;
+  using Input = typename ArithmeticOf<W, T, 1>::Type::Input;
   const auto input_bytes = linear.in_features * static_cast<std::int64_t>(sizeof(Input));
   const bool is_one_stream = linear.num_rows == 1 && input_bytes <= kStayingBytes;
   std::int64_t n = begin;
   if (!is_one_stream) {
     if (linear.num_rows == 1) {
-      for (; n + kSumsAtOnce <= end; n += kSumsAtOnce) run_outputs<T, kSumsAtOnce>(linear, n);
+      for (; n + kSumsAtOnce <= end; n += kSumsAtOnce) run_outputs<W, T, kSumsAtOnce>(linear, n);
     } else if constexpr (kSumsAtOnce > 1) {
       constexpr int kOutputs = kSumsAtOnce / 2;
-      for (; n + kOutputs <= end; n += kOutputs) run_outputs<T, kOutputs>(linear, n);
+      for (; n + kOutputs <= end; n += kOutputs) run_outputs<W, T, kOutputs>(linear, n);
     }
   }
-  for (; n < end; ++n) run_outputs<T, 1>(linear, n);
+  for (; n < end; ++n) run_outputs<W, T, 1>(linear, n);
 }
 
-template <typename T>
+template <typename W, typename T>
 void prepare(const T* row, std::int64_t in_features, std::byte* target) {
-  using Arithmetic = typename ArithmeticOf<T, 2>::Type;
+  using Arithmetic = typename ArithmeticOf<W, T, 2>::Type;
   auto* elements = reinterpret_cast<typename Arithmetic::Input*>(target);
   for (std::int64_t k = 0; k < in_features; k += Arithmetic::kStep) {
     Arithmetic::prepare(row + k, in_features - k, elements + k);
   }
 }
 
-}  // namespace
-
-void prepare_input(ElementType type, const void* row, std::int64_t in_features, std::byte* target) {
+// Calls f with an element of the weight and one of the input.
+template <typename F>
+LIBVAR_INLINE void with_types(ElementType type, bool is_quantized, F f) {
+  const auto with_weight = [&](auto element) {
+    if (is_quantized) return f(std::int8_t(), element);
+    return f(element, element);
+  };
   switch (type) {
     case ElementType::kFloat:
-      return prepare(static_cast<const float*>(row), in_features, target);
+      return with_weight(float());
     case ElementType::kHalf:
-      return prepare(static_cast<const Half*>(row), in_features, target);
+      return with_weight(Half());
     case ElementType::kBfloat16:
-      return prepare(static_cast<const Bfloat16*>(row), in_features, target);
+      return with_weight(Bfloat16());
   }
 }
 
+}  // namespace
+
+void prepare_input(ElementType type, bool is_quantized, const void* row, std::int64_t in_features,
+                   std::byte* target) {
+  with_types(type, is_quantized, [&](auto weight, auto element) {
+    using T = decltype(element);
+    prepare<decltype(weight)>(static_cast<const T*>(row), in_features, target);
+  });
+}
+
 void skinny_linear_rows(const SkinnyLinear& linear, std::int64_t begin, std::int64_t end) {
-  switch (linear.type) {
-    case ElementType::kFloat:
-      return run_rows<float>(linear, begin, end);
-    case ElementType::kHalf:
-      return run_rows<Half>(linear, begin, end);
-    case ElementType::kBfloat16:
-      return run_rows<Bfloat16>(linear, begin, end);
-  }
+  with_types(linear.type, linear.weight_scale != nullptr, [&](auto weight, auto element) {
+    run_rows<decltype(weight), decltype(element)>(linear, begin, end);
+  });
 }
 
 }  // namespace libvar::cpu::LIBVAR_CPU_NAMESPACE

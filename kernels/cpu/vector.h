@@ -127,6 +127,19 @@ LIBVAR_INLINE Ints load_bytes(const std::uint8_t* source) {
 #endif
 }
 
+LIBVAR_INLINE Floats load(const std::int8_t* source) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadu_si64(reinterpret_cast<const void*>(source))));
+#else
+  return Floats{static_cast<float>(source[0]), static_cast<float>(source[1]),
+                static_cast<float>(source[2]), static_cast<float>(source[3])};
+#endif
+}
+
 /// table[index] for four floats; every index in [0, 4).
 LIBVAR_INLINE Floats look_up(const float* table, Ints index) {
 #if defined(__AVX512F__)

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/mul.h>
 #include <torch/library.h>
 
 #include "checks.h"
@@ -10,9 +11,12 @@ namespace libvar {
 namespace {
 
 at::Tensor skinny_linear_cuda(const at::Tensor& input, const at::Tensor& weight,
-                              const std::optional<at::Tensor>& bias) {
-  checks::check_skinny_linear(input, weight, bias);
-  return at::linear(input, weight, bias).contiguous();
+                              const std::optional<at::Tensor>& bias,
+                              const std::optional<at::Tensor>& weight_scale) {
+  checks::check_skinny_linear(input, weight, bias, weight_scale);
+  if (!weight_scale.has_value()) return at::linear(input, weight, bias).contiguous();
+  const at::Tensor scaled = weight.to(at::kFloat).mul_(weight_scale->unsqueeze(1));
+  return at::linear(input, scaled.to(input.scalar_type()), bias).contiguous();
 }
 
 }  // namespace

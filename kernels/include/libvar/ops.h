@@ -65,21 +65,25 @@ inline constexpr int kMaxSkinnyRows = 8;
 /// Linear map of a few rows (a "skinny" matrix product; of one row: GEMV), at the speed at which
 /// the weight is read.
 ///
-///     out = input weight^T + bias
-/// @param input   [..., K] float32|float16|bfloat16, at most kMaxSkinnyRows rows, K > 0, any
-/// strides
-/// @param weight  [N, K], dtype and device of input, K contiguous
-/// @param bias    [N] or none, dtype and device of input
-/// @return        [..., N], dtype and device of input, contiguous
+///     out = input weight^T + bias                     weight in the dtype of input
+///     out = (input weight^T) * weight_scale + bias    weight int8, with a scale for each of its
+///     rows
+/// @param input         [..., K] float32|float16|bfloat16, at most kMaxSkinnyRows rows, K > 0
+/// @param weight        [N, K], device of input, K contiguous; dtype of input, or int8 with a scale
+/// @param bias          [N] or none, dtype and device of input
+/// @param weight_scale  [N] float32, device of input; none: weight has the dtype of input
+/// @return              [..., N], dtype and device of input, contiguous
 /// @throws c10::ValueError  shapes disagree, too many rows, weight's strides
 /// @throws c10::TypeError   dtype not listed
 /// Numerics: products and sums in float32, the bias added before the one rounding to the dtype;
-/// error within kLinearBound (numerics.h). Products of half types are exact. A row's bits do not
-/// depend on the other rows nor on threads. On a CPU with bfloat16 dot products bfloat16 subnormal
-/// numbers count as 0. CUDA calls at::linear and has its numerics.
+/// error within kLinearBound (numerics.h). Products of half types, with each other and with int8,
+/// are exact. A row's bits do not depend on the other rows nor on threads. On a CPU with bfloat16
+/// dot products bfloat16 subnormal numbers count as 0. CUDA calls at::linear and has its numerics;
+/// of an int8 weight it makes a copy in the dtype of input at each call.
 /// Cost: one read of weight from memory, whatever the number of rows.
 at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
-                         const std::optional<at::Tensor>& bias = std::nullopt);
+                         const std::optional<at::Tensor>& bias = std::nullopt,
+                         const std::optional<at::Tensor>& weight_scale = std::nullopt);
 
 /// Moves attention from sink tokens to the non-sink visual tokens of the selected rows.
 ///

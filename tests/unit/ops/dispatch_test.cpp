@@ -39,7 +39,8 @@ TEST_CASE("every public op is registered with its pinned schema on CPU and Meta"
        "sink_dims, "
        "float eps=9.9999999999999995e-07) -> (Tensor, Tensor)"},
       {"skinny_linear",
-       "libvar::skinny_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"},
+       "libvar::skinny_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? "
+       "weight_scale=None) -> Tensor"},
       {"redistribute",
        "libvar::redistribute(Tensor probs, Tensor sink_scores, Tensor visual_mask, Tensor? "
        "row_mask=None, *, "
@@ -105,8 +106,13 @@ TEST_CASE("typed functions equal the ops bit for bit", "[dispatch]") {
 
   const at::Tensor matrix = at::randn({9, 40}, generator, at::kFloat);
   const at::Tensor bias = at::randn({9}, generator, at::kFloat);
-  CHECK(same_bits(call_op("libvar::skinny_linear", hidden, matrix, bias)[0].toTensor(),
-                  skinny_linear(hidden, matrix, bias)));
+  CHECK(
+      same_bits(call_op("libvar::skinny_linear", hidden, matrix, bias, c10::IValue())[0].toTensor(),
+                skinny_linear(hidden, matrix, bias)));
+  const at::Tensor integers = matrix.mul(40.0).to(at::kChar), scale = bias.abs();
+  CHECK(same_bits(
+      call_op("libvar::skinny_linear", hidden, integers, c10::IValue(), scale)[0].toTensor(),
+      skinny_linear(hidden, integers, std::nullopt, scale)));
 
   RedistributionRule rule;
   rule.tau = 21.0f;

@@ -38,8 +38,9 @@ struct LinearCall {
   at::Tensor input = at::ones({2, 4, 16}, device);
   at::Tensor weight = at::ones({5, 16}, device);
   std::optional<at::Tensor> bias = at::ones({5}, device);
+  std::optional<at::Tensor> scale = {};
 
-  void call() const { skinny_linear(input, weight, bias); }
+  void call() const { skinny_linear(input, weight, bias, scale); }
 };
 
 struct RedistributeCall {
@@ -190,6 +191,22 @@ TEST_CASE("skinny_linear refuses what its contract excludes", "[errors]") {
     CHECK(value_error([&] { bad.call(); }) == "skinny_linear: expected bias of shape [5], got [4]");
     bad.bias = std::nullopt;
     CHECK(value_error([&] { bad.call(); }) == "no exception");
+    bad = good;
+    bad.weight = good.weight.to(at::kChar);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_linear: expected weight of dtype Float, got Char");
+    bad.scale = at::ones({5}, device);
+    CHECK(value_error([&] { bad.call(); }) == "no exception");
+    bad.weight = good.weight;
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_linear: expected weight of dtype Char, got Float");
+    bad.weight = good.weight.to(at::kChar);
+    bad.scale = bad.scale->to(at::kHalf);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_linear: expected weight_scale of dtype Float, got Half");
+    bad.scale = at::ones({5, 1}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_linear: expected weight_scale of shape [5], got [5, 1]");
   }
 }
 

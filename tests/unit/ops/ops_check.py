@@ -56,6 +56,8 @@ class OpCheck(unittest.TestCase):
             inputs = (torch.randn(2, 3, 40).to(dtype), torch.randn(9, 40).to(dtype), torch.randn(9).to(dtype))
             torch.library.opcheck(libvar.skinny_linear, inputs)
             torch.library.opcheck(libvar.skinny_linear, inputs[:2])
+            integers = torch.randint(-127, 128, (9, 40), dtype=torch.int8)
+            torch.library.opcheck(libvar.skinny_linear, (inputs[0], integers, inputs[2], torch.rand(9)))
 
     def test_redistribute(self):
         for dtype in DTYPES:

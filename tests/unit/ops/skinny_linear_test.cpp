@@ -183,5 +183,42 @@ TEST_CASE("skinny_linear reads nothing beside its weight rows", "[linear]") {
   }
 }
 
+TEST_CASE("skinny_linear of an int8 weight equals the oracle in every build", "[linear]") {
+  std::uint64_t seed = 1000;
+  for (const at::ScalarType type : kDtypes) {
+    for (const std::int64_t in_features : {1, 15, 31, 33, 64, 129, 576, 4097}) {
+      for (const std::int64_t rows : {1, 2, 3, 8}) {
+        const at::Generator generator = seeded(++seed);
+        INFO("seed " << seed << ", " << type << ", M " << rows << ", K " << in_features);
+        Problem problem = random_problem(rows, 19, in_features, type, rows % 2 == 0, seed);
+        const at::Tensor wide =
+            at::randint(-127, 128, {19, in_features + 5}, generator, at::kLong).to(at::kChar);
+        const at::Tensor weight = wide.narrow(1, 3, in_features);
+        const at::Tensor scale = at::rand({19}, generator, at::kFloat).mul(0.01);
+        problem.weight = weight.to(at::kDouble) * scale.unsqueeze(1);
+        const at::Tensor expected = skinny_linear(problem.input, weight, problem.bias, scale);
+        with_each_build([&] {
+          const at::Tensor actual = skinny_linear(problem.input, weight, problem.bias, scale);
+          CHECK(actual.scalar_type() == type);
+          CHECK(error_share(actual, problem) <= 1.0);
+          CHECK(same_bits(actual, expected));
+          CHECK(same_bits(skinny_linear(problem.input[rows - 1], weight, problem.bias, scale),
+                          actual[rows - 1]));
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("a scale belongs to its own row of the int8 weight", "[linear]") {
+  const at::Tensor weight =
+      at::tensor({127, -127, 1, 0, 3, -4}, at::kLong).to(at::kChar).view({3, 2});
+  const at::Tensor input = at::tensor({1.0f, 2.0f}).view({1, 2});
+  const at::Tensor scales = at::tensor({0.5f, 9.0f, 10.0f, 9.0f, 2.0f, 9.0f}).slice(0, 0, 6, 2);
+  const at::Tensor bias = at::tensor({0.25f, 0.0f, -1.0f});
+  CHECK(doubles(skinny_linear(input, weight, bias, scales)) ==
+        std::vector<double>{-63.25, 10.0, -11.0});
+}
+
 }  // namespace
 }  // namespace libvar::test
