@@ -14,7 +14,7 @@ namespace {
 
 struct ConvertFlags {
   CommonFlags common;
-  std::string checkpoint, out;
+  std::string checkpoint, out, quantize;
   std::vector<std::int64_t> sink_dims;
   std::optional<std::int64_t> first_layer;
 };
@@ -26,6 +26,7 @@ int convert(const ConvertFlags& flags) {
     ProgressBar bar("converting");
     libvar::ConvertOptions options;
     options.dtype = flags.common.dtype;
+    options.quantize = flags.quantize;
     if (!flags.sink_dims.empty()) options.sink_dims = flags.sink_dims;
     options.first_layer = flags.first_layer;
     options.on_progress = [&bar](std::int64_t done, std::int64_t total) {
@@ -36,7 +37,7 @@ int convert(const ConvertFlags& flags) {
   }
   const libvar::ArchiveInfo info = libvar::read_archive_info(flags.out);
   std::printf("%s: %s, %s parameters, %s, %s\n", flags.out.c_str(), info.family.c_str(),
-              grouped(info.num_parameters).c_str(), info.dtype.c_str(),
+              grouped(info.num_parameters).c_str(), dtype_text(info).c_str(),
               bytes_text(info.file_bytes).c_str());
   if (info.sink_dims.empty()) {
     flags.common.warn(std::string() +
@@ -69,6 +70,11 @@ void add_convert(CLI::App& app, Action& action) {
       ->add_option("--first-layer", flags->first_layer,
                    "Stored as the model's first layer that VAR changes")
       ->type_name("N");
+  command
+      ->add_option(
+          "--quantize", flags->quantize,
+          "Store the linear maps of the decoder's layers in int8, with a scale for each row")
+      ->check(CLI::IsMember({"int8"}));
   flags->common.add(*command, "Type of the weights; auto is the checkpoint's");
   command->footer("Example:\n  var convert llava-1.5-7b-hf llava.pt --dtype bf16");
   command->callback([flags, &action] { action = [flags] { return convert(*flags); }; });

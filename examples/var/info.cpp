@@ -23,6 +23,7 @@ nlohmann::ordered_json info_json(const libvar::ArchiveInfo& info, bool verified)
   nlohmann::ordered_json out = {{"format_version", info.format_version},
                                 {"family", info.family},
                                 {"dtype", info.dtype},
+                                {"quantization", info.quantization},
                                 {"num_parameters", info.num_parameters},
                                 {"file_bytes", info.file_bytes},
                                 {"hidden_size", info.hidden_size},
@@ -55,7 +56,7 @@ void print_table(const libvar::ArchiveInfo& info, const std::string& path, bool 
   print_row("archive",
             path + ", " + bytes_text(info.file_bytes) + ", format " + text(info.format_version));
   print_row("family", info.family);
-  print_row("weights", grouped(info.num_parameters) + " parameters, " + info.dtype);
+  print_row("weights", grouped(info.num_parameters) + " parameters, " + dtype_text(info));
   print_row("decoder", text(info.num_layers) + " layers, hidden size " + text(info.hidden_size) +
                            ", MLP " + text(info.intermediate_size) + ", " + text(info.num_heads) +
                            " heads of " + text(info.head_dim) + ", " + text(info.num_kv_heads) +

@@ -34,6 +34,10 @@ std::string bytes_text(std::int64_t bytes) {
   return buffer.data();
 }
 
+std::string dtype_text(const libvar::ArchiveInfo& info) {
+  return info.quantization.empty() ? info.dtype : info.dtype + ", decoder " + info.quantization;
+}
+
 std::string grouped(std::int64_t value) {
   const std::string digits = std::to_string(value);
   std::string text;

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "libvar/convert.h"
+
 namespace var_command {
 
 /// The shortest decimal number that reads back as this float: 0.8, not 0.800000011920929.
@@ -20,6 +22,9 @@ std::string bytes_text(std::int64_t bytes);
 
 /// "7,063,427,072".
 std::string grouped(std::int64_t value);
+
+/// "bfloat16", "bfloat16, decoder int8".
+std::string dtype_text(const libvar::ArchiveInfo& info);
 
 /// "1415, 2533".
 std::string list_text(const std::vector<std::int64_t>& values);

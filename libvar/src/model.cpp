@@ -16,6 +16,7 @@
 #include "families/tokenizer_check.h"
 #include "libvar/error.h"
 #include "loaded_model.h"
+#include "quantized_names.h"
 #include "resource_errors.h"
 
 namespace libvar {
@@ -28,12 +29,12 @@ std::string gigabytes(std::int64_t bytes) {
                   (bytes + 50'000'000) / 100'000'000 % 10, " GB");
 }
 
-/// Bytes of new memory that the tensors take at `dtype` on the CPU; those of this dtype stay in the
-/// mapping.
+/// Bytes of new memory that the tensors take at `dtype` on the CPU; those of this dtype, int8
+/// weights and their scales stay in the mapping.
 std::int64_t bytes_to_convert(const TensorMap& tensors, at::ScalarType dtype) {
   std::int64_t bytes = 0;
   for (const auto& [name, tensor] : tensors) {
-    if (tensor.scalar_type() != dtype)
+    if (tensor.scalar_type() != dtype && tensor.scalar_type() != at::kChar && !is_scale_name(name))
       bytes += tensor.numel() * static_cast<std::int64_t>(c10::elementSize(dtype));
   }
   return bytes;

@@ -4,11 +4,13 @@
 #include <ATen/ops/linear.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
 #include <numeric>
 #include <utility>
 
 #include "libvar/error.h"
 #include "libvar/ops.h"
+#include "quantized_names.h"
 
 namespace libvar {
 
@@ -49,13 +51,26 @@ at::Tensor WeightReader::read(const std::string& name, at::IntArrayRef shape) co
   return result;
 }
 
+at::Tensor WeightReader::read_as_stored(const std::string& name, at::IntArrayRef shape) const {
+  const at::Tensor& source = find(name, shape);
+  at::Tensor result = source.to(target_.device);
+  report(source);
+  return result;
+}
+
+bool WeightReader::is_quantized(const std::string& name, at::IntArrayRef shape) const {
+  return find(name, shape).scalar_type() == at::kChar;
+}
+
 at::Tensor WeightReader::read_stacked(const std::vector<std::string>& names,
-                                      const std::vector<std::vector<std::int64_t>>& shapes) const {
+                                      const std::vector<std::vector<std::int64_t>>& shapes,
+                                      bool as_stored) const {
+  const at::ScalarType dtype =
+      as_stored ? find(names.front(), shapes.front()).scalar_type() : target_.dtype;
   std::vector<std::int64_t> sizes = shapes.front();
   sizes[0] = 0;
   for (const auto& shape : shapes) sizes[0] += shape[0];
-  at::Tensor result =
-      at::empty(sizes, at::TensorOptions().device(target_.device).dtype(target_.dtype));
+  at::Tensor result = at::empty(sizes, at::TensorOptions().device(target_.device).dtype(dtype));
   std::int64_t begin = 0;
   for (std::size_t i = 0; i < names.size(); ++i) {
     const at::Tensor& source = find(names[i], shapes[i]);
@@ -69,7 +84,14 @@ at::Tensor WeightReader::read_stacked(const std::vector<std::string>& names,
 Linear Linear::read(const WeightReader& weights, const std::string& name, std::int64_t in_features,
                     std::int64_t out_features, bool has_bias) {
   Linear result;
-  result.weight = weights.read(name + ".weight", {out_features, in_features});
+  const std::string weight = name + ".weight";
+  const std::vector<std::int64_t> shape = {out_features, in_features};
+  if (weights.is_quantized(weight, shape)) {
+    result.weight = weights.read_as_stored(weight, shape);
+    result.scale = weights.read_as_stored(scale_name(weight), {out_features});
+  } else {
+    result.weight = weights.read(weight, shape);
+  }
   if (has_bias) result.bias = weights.read(name + ".bias", {out_features});
   return result;
 }
@@ -78,16 +100,41 @@ namespace {
 
 // Whether libvar's own op is the faster one. Measured on the CPU up to the rows that it takes; of
 // one float16 row PyTorch has a kernel that is as fast (decision 0014).
-bool is_skinny(const at::Tensor& input) {
+bool is_skinny(const at::Tensor& input, bool is_quantized) {
   const std::int64_t rows = input.numel() / input.size(-1);
-  return input.is_cpu() && rows <= kMaxSkinnyRows && (rows > 1 || input.scalar_type() != at::kHalf);
+  return input.is_cpu() && rows <= kMaxSkinnyRows &&
+         (rows > 1 || is_quantized || input.scalar_type() != at::kHalf);
 }
+
+// Elements of an int8 weight that are multiplied out at a time: 8 MiB in bfloat16.
+constexpr std::int64_t kBlockElements = std::int64_t{1} << 22;
 
 }  // namespace
 
 at::Tensor Linear::operator()(const at::Tensor& input) const {
-  if (is_skinny(input)) return skinny_linear(input, weight, bias);
+  if (is_skinny(input, scale.has_value())) return skinny_linear(input, weight, bias, scale);
+  if (scale.has_value()) return by_blocks(input);
   return at::linear(input, weight, bias);
+}
+
+at::Tensor Linear::by_blocks(const at::Tensor& input) const {
+  const std::int64_t out_features = weight.size(0);
+  std::vector<std::int64_t> sizes = input.sizes().vec();
+  sizes.back() = out_features;
+  at::Tensor output = at::empty(sizes, input.options());
+  const std::int64_t rows = std::max<std::int64_t>(1, kBlockElements / weight.size(1));
+  for (std::int64_t begin = 0; begin < out_features; begin += rows) {
+    const std::int64_t count = std::min(rows, out_features - begin);
+    const at::Tensor block = weight.narrow(0, begin, count)
+                                 .to(at::kFloat)
+                                 .mul_(scale->narrow(0, begin, count).unsqueeze(1))
+                                 .to(input.scalar_type());
+    output.narrow(-1, begin, count)
+        .copy_(at::linear(
+            input, block,
+            bias.has_value() ? std::optional(bias->narrow(0, begin, count)) : std::nullopt));
+  }
+  return output;
 }
 
 ProjectionGroup::ProjectionGroup(const WeightReader& weights, const std::vector<Part>& parts,
@@ -109,7 +156,13 @@ ProjectionGroup::ProjectionGroup(const WeightReader& weights, const std::vector<
     bias_shapes.push_back({part.out_features});
   }
   Linear fused;
-  fused.weight = weights.read_stacked(weight_names, weight_shapes);
+  const bool is_quantized = weights.is_quantized(weight_names.front(), weight_shapes.front());
+  fused.weight = weights.read_stacked(weight_names, weight_shapes, is_quantized);
+  if (is_quantized) {
+    std::vector<std::string> scale_names;
+    for (const std::string& name : weight_names) scale_names.push_back(scale_name(name));
+    fused.scale = weights.read_stacked(scale_names, bias_shapes, true);
+  }
   if (has_bias) fused.bias = weights.read_stacked(bias_names, bias_shapes);
   linears_.push_back(std::move(fused));
 }

@@ -40,10 +40,20 @@ class WeightReader {
   /// @throws ArchiveError  the tensor is missing or has another shape
   at::Tensor read(const std::string& name, at::IntArrayRef shape) const;
 
-  /// Tensors with equal trailing sizes below one another in one new buffer.
+  /// A tensor that keeps its dtype: int8 weights and their scales.
+  /// @throws ArchiveError  as read
+  at::Tensor read_as_stored(const std::string& name, at::IntArrayRef shape) const;
+
+  /// Whether the weight is int8 with scales.
+  /// @throws ArchiveError  as read
+  bool is_quantized(const std::string& name, at::IntArrayRef shape) const;
+
+  /// Tensors with equal trailing sizes and dtypes below one another in one new buffer, in the dtype
+  /// of the computation unless they keep theirs.
   /// @throws ArchiveError  as read
   at::Tensor read_stacked(const std::vector<std::string>& names,
-                          const std::vector<std::vector<std::int64_t>>& shapes) const;
+                          const std::vector<std::vector<std::int64_t>>& shapes,
+                          bool as_stored = false) const;
 
   const ComputeTarget& target() const { return target_; }
 
@@ -62,14 +72,21 @@ class WeightReader {
   std::string prefix_;
 };
 
-/// y = x W^T + b.
+/// y = x W^T + b, or y = x (W * scale)^T + b.
+///
+/// An int8 weight is never multiplied out as a whole: a few rows on the CPU are multiplied by it as
+/// it is, more by blocks of its rows, one after the other in one buffer.
 struct Linear {
-  at::Tensor weight;               ///< [out, in]
-  std::optional<at::Tensor> bias;  ///< [out]
+  at::Tensor weight;                ///< [out, in]
+  std::optional<at::Tensor> bias;   ///< [out]
+  std::optional<at::Tensor> scale;  ///< [out] float32, where weight is int8
 
   static Linear read(const WeightReader& weights, const std::string& name, std::int64_t in_features,
                      std::int64_t out_features, bool has_bias);
   at::Tensor operator()(const at::Tensor& input) const;
+
+ private:
+  at::Tensor by_blocks(const at::Tensor& input) const;
 };
 
 /// Several linear maps of one input: query, key and value; gate and up.

@@ -343,6 +343,28 @@ TEST_CASE("convert writes an archive that info describes", "[cli]") {
   CHECK_THAT(table, Contains("5 layers") && Contains("137, 301") && Contains("all right"));
 }
 
+TEST_CASE("convert writes int8 weights that ask uses", "[cli]") {
+  const TemporaryFolder folder;
+  write_golden_checkpoint(folder / "hf", golden_case("mha"));
+  const std::string archive = (folder / "model.pt").string();
+  const Arguments convert = {"convert", (folder / "hf").string(), archive, "--sink-dims",
+                             "137,301"};
+  Arguments quantize = convert;
+  quantize.insert(quantize.end(), {"--quantize", "int8"});
+  CHECK_THAT(succeed(quantize).out, Contains("float32, decoder int8"));
+  const json info = json::parse(succeed({"info", archive, "--json", "--verify"}).out);
+  CHECK(info.at("dtype") == "float32");
+  CHECK(info.at("quantization") == "int8");
+  CHECK_THAT(succeed({"info", archive}).out, Contains("float32, decoder int8"));
+  Arguments arguments = ask(golden_run("on"), {"--max-new-tokens", "8"});
+  arguments[1] = archive;
+  CHECK_FALSE(succeed(arguments).out.empty());
+  succeed(convert);
+  CHECK(json::parse(succeed({"info", archive, "--json"}).out).at("quantization") == "");
+  quantize.back() = "int4";
+  CHECK(run_command(quantize).code == 2);
+}
+
 TEST_CASE("a model without sink dimensions runs without VAR and says so", "[cli]") {
   const TemporaryFolder folder;
   write_golden_checkpoint(folder / "hf", golden_case("mha"));

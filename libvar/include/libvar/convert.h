@@ -12,6 +12,10 @@ namespace libvar {
 
 struct ConvertOptions {
   std::string dtype = "auto";  ///< auto (the checkpoint's), fp32, bf16, fp16
+  /// "" or "int8": the weights of the linear maps in the decoder's layers become int8, each row
+  /// with a float32 scale of max |w| / 127, and half the memory of bf16. Embeddings, head, norms,
+  /// biases, vision tower and projector keep `dtype`.
+  std::string quantize = {};
   std::optional<std::vector<std::int64_t>> sink_dims =
       {};  ///< none: those known for the language model, if it is known
   std::optional<std::int64_t> first_layer = {};  ///< stored as the model's VAR default
@@ -45,7 +49,8 @@ void save_sink_dimensions(const std::filesystem::path& archive,
 struct ArchiveInfo {
   std::int64_t format_version = 0;
   std::string family;
-  std::string dtype;  ///< "float32", "bfloat16", "float16"
+  std::string dtype;         ///< "float32", "bfloat16", "float16"
+  std::string quantization;  ///< of the linear maps in the decoder's layers: "" or "int8"
   std::int64_t num_parameters = 0;
   std::int64_t file_bytes = 0;
   std::int64_t hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0,

@@ -14,6 +14,7 @@
 #include "archive/module_tree.h"
 #include "families/json_fields.h"
 #include "libvar/error.h"
+#include "quantized_names.h"
 
 namespace libvar {
 namespace {
@@ -173,6 +174,21 @@ at::Tensor map_tensor(const Records& records, const std::string& tensor,
   return tensor_view(records.file(), begin, pickled.shape, pickled.dtype);
 }
 
+void check_tensor(const std::map<std::string, at::Tensor>& tensors, const std::string& name,
+                  const std::vector<std::int64_t>& shape, const std::string& dtype) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) throw ArchiveError("tensor " + name + " is missing");
+  const at::Tensor& tensor = found->second;
+  if (tensor.sizes() != at::IntArrayRef(shape)) {
+    throw ArchiveError("tensor " + name + ": expected shape " + c10::str(at::IntArrayRef(shape)) +
+                       ", found " + c10::str(tensor.sizes()));
+  }
+  if (dtype_name(tensor.scalar_type()) != dtype) {
+    throw ArchiveError("tensor " + name + ": expected " + dtype + ", found " +
+                       dtype_name(tensor.scalar_type()));
+  }
+}
+
 }  // namespace
 
 Archive Archive::open(const std::filesystem::path& path) {
@@ -210,19 +226,13 @@ ModelConfig read_model_config(const Archive& archive) {
                          archive.manifest().family);
     }
     ModelConfig config = family.read_config(archive.files());
+    const ArchiveManifest& manifest = archive.manifest();
     for (const TensorSpec& spec : family.expected_tensors(config)) {
-      const auto found = archive.tensors().find(spec.name);
-      if (found == archive.tensors().end())
-        throw ArchiveError("tensor " + spec.name + " is missing");
-      const at::Tensor& tensor = found->second;
-      if (tensor.sizes() != at::IntArrayRef(spec.shape)) {
-        throw ArchiveError("tensor " + spec.name + ": expected shape " +
-                           c10::str(at::IntArrayRef(spec.shape)) + ", found " +
-                           c10::str(tensor.sizes()));
-      }
-      if (dtype_name(tensor.scalar_type()) != archive.manifest().dtype) {
-        throw ArchiveError("tensor " + spec.name + ": expected " + archive.manifest().dtype +
-                           ", found " + dtype_name(tensor.scalar_type()));
+      if (spec.is_quantizable && !manifest.quantization.empty()) {
+        check_tensor(archive.tensors(), spec.name, spec.shape, manifest.quantization);
+        check_tensor(archive.tensors(), scale_name(spec.name), {spec.shape[0]}, "float32");
+      } else {
+        check_tensor(archive.tensors(), spec.name, spec.shape, manifest.dtype);
       }
     }
     for (const std::int64_t dim : archive.manifest().sink_dimensions.dims) {

@@ -24,6 +24,9 @@ struct ArchiveManifest {
   std::int64_t format_version = kArchiveFormatVersion;
   std::string family;
   std::string dtype;  ///< of the weights: "float32", "bfloat16", "float16"
+  /// Of the linear maps in the decoder's layers: "" (none) or "int8". Then X.weight is int8 and
+  /// X.weight_scale float32, one number for each row; the weight is their product.
+  std::string quantization;
   SinkDimensions sink_dimensions;
   VarParams var_defaults;
 };

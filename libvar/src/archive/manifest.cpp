@@ -31,6 +31,7 @@ std::string to_json_text(const ArchiveManifest& manifest) {
   out["format_version"] = manifest.format_version;
   out["family"] = manifest.family;
   out["dtype"] = manifest.dtype;
+  if (!manifest.quantization.empty()) out["quantization"] = manifest.quantization;
   out["sink_dimensions"] = sinks_json(manifest.sink_dimensions);
   auto& defaults = out["var_defaults"];
   defaults["tau"] = shortest(var.tau);
@@ -64,6 +65,10 @@ ArchiveManifest parse_manifest(const std::string& text, const std::filesystem::p
   out.dtype = fields.text("dtype");
   if (out.dtype != "float32" && out.dtype != "bfloat16" && out.dtype != "float16") {
     fields.fail("dtype", "float32, bfloat16 or float16");
+  }
+  if (fields.has("quantization")) {
+    out.quantization = fields.text("quantization");
+    if (out.quantization != "int8") fields.fail("quantization", "int8");
   }
   const JsonFields sinks = fields.object("sink_dimensions");
   out.sink_dimensions.dims = sinks.integers("dims", 0, kMaxJsonInteger);

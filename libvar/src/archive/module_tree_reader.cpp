@@ -382,7 +382,7 @@ class Flattener {
     const auto storage = std::find_if(op::kStorages.begin(), op::kStorages.end(), named);
     if (storage == op::kStorages.end()) {
       throw ArchiveError(where_ + ": tensor " + name +
-                         ": expected float32, float16 or bfloat16, found torch." +
+                         ": expected float32, float16, bfloat16 or int8, found torch." +
                          tensor.storage_type);
     }
     if (++visits_ > kMaxVisits) throw ArchiveError(where_ + ": too many tensors");

@@ -43,7 +43,10 @@ inline constexpr char kBuild = 'b';
 inline constexpr char kBinPersId = 'Q';
 
 /// Names of the storage classes of module `torch`.
-inline constexpr std::array<std::pair<at::ScalarType, std::string_view>, 3> kStorages{
-    {{at::kFloat, "FloatStorage"}, {at::kHalf, "HalfStorage"}, {at::kBFloat16, "BFloat16Storage"}}};
+inline constexpr std::array<std::pair<at::ScalarType, std::string_view>, 4> kStorages{
+    {{at::kFloat, "FloatStorage"},
+     {at::kHalf, "HalfStorage"},
+     {at::kBFloat16, "BFloat16Storage"},
+     {at::kChar, "CharStorage"}}};
 
 }  // namespace libvar::pickle

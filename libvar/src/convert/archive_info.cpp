@@ -2,6 +2,7 @@
 
 #include "archive/archive.h"
 #include "libvar/convert.h"
+#include "quantized_names.h"
 
 namespace libvar {
 
@@ -12,7 +13,10 @@ ArchiveInfo read_archive_info(const std::filesystem::path& path) {
   out.format_version = archive.manifest().format_version;
   out.family = archive.manifest().family;
   out.dtype = archive.manifest().dtype;
-  for (const auto& [name, tensor] : archive.tensors()) out.num_parameters += tensor.numel();
+  out.quantization = archive.manifest().quantization;
+  for (const auto& [name, tensor] : archive.tensors()) {
+    if (!is_scale_name(name)) out.num_parameters += tensor.numel();
+  }
   out.file_bytes = static_cast<std::int64_t>(std::filesystem::file_size(path));
   out.hidden_size = config.decoder.hidden_size;
   out.intermediate_size = config.decoder.intermediate_size;

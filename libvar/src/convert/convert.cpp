@@ -11,10 +11,12 @@
 
 #include "archive/archive.h"
 #include "convert/checkpoint.h"
+#include "convert/quantize.h"
 #include "families/json_fields.h"
 #include "families/sink_dimensions.h"
 #include "families/tokenizer_check.h"
 #include "libvar/error.h"
+#include "quantized_names.h"
 #include "text/tokenizer.h"
 
 namespace libvar {
@@ -30,6 +32,8 @@ at::ScalarType parse_dtype(const std::string& name, at::ScalarType automatic) {
 
 void check_options(const ConvertOptions& options) {
   parse_dtype(options.dtype, at::kFloat);
+  if (!options.quantize.empty() && options.quantize != "int8")
+    throw ConfigError("quantize: expected int8, found " + options.quantize);
   if (options.first_layer && *options.first_layer < 0) {
     throw ConfigError("first_layer: expected 0 or more, found " +
                       std::to_string(*options.first_layer));
@@ -89,6 +93,26 @@ at::Tensor read_as(const PublishedTensor& published, at::ScalarType dtype) {
                        " does not fit float16, which ends at 65504; convert to bf16");
   }
   return out;
+}
+
+/// The tensor in float32, to be quantized.
+at::Tensor read_finite(const PublishedTensor& published) {
+  at::Tensor out = published.read().to(at::kFloat);
+  if (!out.isfinite().all().item<bool>()) {
+    throw ArchiveError(published.tensor.file->path().string() + ": tensor " +
+                       published.tensor.name +
+                       ": has values that are not finite, so it can't be "
+                       "quantized");
+  }
+  return out;
+}
+
+std::set<std::string> quantizable_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
+  std::set<std::string> names;
+  for (const TensorSpec& spec : checkpoint.family->expected_tensors(config)) {
+    if (spec.is_quantizable) names.insert(spec.name);
+  }
+  return names;
 }
 
 [[noreturn]] void fail_missing(const Checkpoint& checkpoint, std::filesystem::path dir,
@@ -210,14 +234,26 @@ void convert_checkpoint(const std::filesystem::path& checkpoint_dir,
   manifest.family = checkpoint.family->name();
   manifest.sink_dimensions = choose_sinks(config, options);
   manifest.var_defaults.first_layer = options.first_layer;
+  manifest.quantization = options.quantize;
   const at::ScalarType dtype = parse_dtype(options.dtype, stored_dtype(tensors));
   manifest.dtype = dtype_name(dtype);
   CheckpointFiles files = checkpoint.files;
   files["libvar.json"] = to_json_text(manifest);
 
+  const std::set<std::string> quantized =
+      options.quantize.empty() ? std::set<std::string>() : quantizable_tensors(checkpoint, config);
   std::vector<TensorSource> sources;
   for (const auto& [name, published] : tensors) {
     published.tensor.file->dtype(published.tensor.name);  // an error before anything is written
+    if (quantized.contains(name)) {
+      const std::vector<std::int64_t> shape = published.shape();
+      sources.push_back({name, shape, at::kChar,
+                         [&source = published] { return quantize_rows(read_finite(source)); }});
+      sources.push_back({scale_name(name), {shape[0]}, at::kFloat, [&source = published] {
+                           return row_scales(read_finite(source));
+                         }});
+      continue;
+    }
     sources.push_back({name, published.shape(), dtype,
                        [&source = published, dtype] { return read_as(source, dtype); }});
   }

@@ -28,6 +28,7 @@ inline constexpr const char* kVisionConfigFile = "vision_tower/config.json";
 struct TensorSpec {
   std::string name;
   std::vector<std::int64_t> shape;
+  bool is_quantizable = false;  ///< the weight of a linear map in a layer of the decoder
 };
 
 /// What becomes of a tensor of a checkpoint.

@@ -27,6 +27,8 @@ std::string dtype_name(at::ScalarType dtype) {
       return "float16";
     case at::kBFloat16:
       return "bfloat16";
+    case at::kChar:
+      return "int8";
     default:
       return c10::toString(dtype);
   }

@@ -15,6 +15,13 @@ void TensorSpecs::linear(const std::string& name, std::int64_t out, std::int64_t
   if (bias) add(name + ".bias", {out});
 }
 
+void TensorSpecs::quantizable_linear(const std::string& name, std::int64_t out, std::int64_t in,
+                                     bool bias) {
+  add(name + ".weight", {out, in});
+  specs_.back().is_quantizable = true;
+  if (bias) add(name + ".bias", {out});
+}
+
 void TensorSpecs::layer_norm(const std::string& name, std::int64_t size) {
   add(name + ".weight", {size});
   add(name + ".bias", {size});
@@ -29,13 +36,13 @@ void TensorSpecs::decoder(const std::string& scope, const DecoderConfig& config)
     const std::string layer = c10::str(scope, "model.layers.", i, ".");
     add(layer + "input_layernorm.weight", {hidden});
     add(layer + "post_attention_layernorm.weight", {hidden});
-    linear(layer + "self_attn.q_proj", query, hidden, config.qkv_bias);
-    linear(layer + "self_attn.k_proj", key_value, hidden, config.qkv_bias);
-    linear(layer + "self_attn.v_proj", key_value, hidden, config.qkv_bias);
-    linear(layer + "self_attn.o_proj", hidden, query, config.output_bias);
-    linear(layer + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
-    linear(layer + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
-    linear(layer + "mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);
+    quantizable_linear(layer + "self_attn.q_proj", query, hidden, config.qkv_bias);
+    quantizable_linear(layer + "self_attn.k_proj", key_value, hidden, config.qkv_bias);
+    quantizable_linear(layer + "self_attn.v_proj", key_value, hidden, config.qkv_bias);
+    quantizable_linear(layer + "self_attn.o_proj", hidden, query, config.output_bias);
+    quantizable_linear(layer + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
+    quantizable_linear(layer + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
+    quantizable_linear(layer + "mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);
   }
   add(scope + "model.norm.weight", {hidden});
   if (!config.tie_word_embeddings) add(scope + "lm_head.weight", {config.vocab_size, hidden});

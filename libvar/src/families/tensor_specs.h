@@ -27,6 +27,8 @@ class TensorSpecs {
   std::vector<TensorSpec> take() { return std::move(specs_); }
 
  private:
+  void quantizable_linear(const std::string& name, std::int64_t out, std::int64_t in, bool bias);
+
   std::vector<TensorSpec> specs_;
 };
 

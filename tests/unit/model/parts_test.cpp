@@ -428,3 +428,23 @@ TEST_CASE("a linear map of few rows is that of many", "[linear]") {
     }
   }
 }
+
+TEST_CASE("an int8 linear map of any number of rows is that of the weight multiplied out",
+          "[linear]") {
+  const std::int64_t in_features = 4096, out_features = 2500;  // three blocks
+  const at::Tensor floats = random_tensor({out_features, in_features}, 64);
+  Linear linear, plain;
+  linear.scale = random_tensor({out_features}, 65).abs() * 0.01;
+  linear.weight = (floats * 40).round().clamp(-127, 127).to(at::kChar);
+  linear.bias = plain.bias = random_tensor({out_features}, 66);
+  plain.weight = linear.weight.to(at::kFloat) * linear.scale->unsqueeze(1);
+  const at::Tensor input = random_tensor({1, 12, in_features}, 67);
+  const at::Tensor expected = plain(input);
+  const double largest = expected.abs().max().item<double>();
+  for (const std::int64_t rows : {1, 8, 9, 12}) {
+    INFO(rows << " rows");
+    const at::Tensor actual = linear(input.narrow(1, 0, rows));
+    REQUIRE(actual.sizes() == at::IntArrayRef({1, rows, out_features}));
+    CHECK((actual - expected.narrow(1, 0, rows)).abs().max().item<double>() <= 1e-5 * largest);
+  }
+}

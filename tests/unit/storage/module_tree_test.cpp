@@ -84,7 +84,8 @@ TEST_CASE("a pickle that asks for anything but tensors is refused", "[module_tre
   pickle.replace(pickle.find("HalfStorage"), 11, "LongStorage");
   CHECK_THAT(
       error_of(pickle),
-      Contains("tensor a.weight: expected float32, float16 or bfloat16, found torch.LongStorage"));
+      Contains(
+          "tensor a.weight: expected float32, float16, bfloat16 or int8, found torch.LongStorage"));
 }
 
 TEST_CASE("no change of a pickle's bytes does worse than an error", "[module_tree]") {
