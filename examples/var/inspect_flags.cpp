@@ -78,11 +78,11 @@ std::pair<std::int64_t, std::int64_t> parse_layers(const std::string& layers,
   return {first, last};
 }
 
-libvar::Inspection InspectFlags::inspect_heads(
-    const std::shared_ptr<const libvar::Model>& model,
-    const std::pair<std::int64_t, std::int64_t>& layers) const {
+libvar::Inspection InspectFlags::inspect(const std::shared_ptr<const libvar::Model>& model,
+                                         const std::pair<std::int64_t, std::int64_t>& layers,
+                                         bool keeps_heads) const {
   libvar::InspectOptions options;
-  for (std::int64_t layer = layers.first; layer <= layers.second; ++layer)
+  for (std::int64_t layer = layers.first; keeps_heads && layer <= layers.second; ++layer)
     options.head_layers.push_back(layer);
   return libvar::inspect(model, request(*model), options);
 }

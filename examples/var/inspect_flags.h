@@ -32,9 +32,10 @@ struct InspectFlags {
   /// proportion.
   /// @throws libvar::ConfigError  as parse_layers
   std::pair<std::int64_t, std::int64_t> layer_range(std::int64_t num_layers) const;
-  /// The inspection with the heads of these layers kept one by one.
-  libvar::Inspection inspect_heads(const std::shared_ptr<const libvar::Model>& model,
-                                   const std::pair<std::int64_t, std::int64_t>& layers) const;
+  /// @param keeps_heads  keep the heads of `layers` one by one
+  libvar::Inspection inspect(const std::shared_ptr<const libvar::Model>& model,
+                             const std::pair<std::int64_t, std::int64_t>& layers,
+                             bool keeps_heads) const;
   /// One of --image, as the model sees it.
   cv::Mat picture(std::size_t index) const;
   std::filesystem::path out_file(const std::string& name) const;

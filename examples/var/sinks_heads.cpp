@@ -66,9 +66,8 @@ std::vector<Head> ranked(const std::vector<Head>& heads,
 }
 
 /// Maps of the heads with the highest and the lowest ratio, mean over the rows, side by side.
-void draw_heads(const InspectFlags& flags, const std::shared_ptr<const libvar::Model>& model,
+void draw_heads(const InspectFlags& flags, const libvar::Inspection& found,
                 const std::vector<Head>& order, std::pair<std::int64_t, std::int64_t> layers) {
-  const libvar::Inspection found = flags.inspect_heads(model, layers);
   const libvar::InspectedImage& image = found.images.front();
   const cv::Mat picture = flags.picture(0);
   const auto draw = [&](const std::vector<Head>& heads, const char* name) {
@@ -97,9 +96,9 @@ void draw_heads(const InspectFlags& flags, const std::shared_ptr<const libvar::M
 int heads(const InspectFlags& flags) {
   const auto model = flags.open();
   const InterruptScope interrupt;
-  const libvar::Inspection found = libvar::inspect(model, flags.request(*model));
+  const auto layers = flags.layer_range(model->num_layers());
+  const libvar::Inspection found = flags.inspect(model, layers, flags.out.has_value());
   const std::vector<Head> all = measure_heads(found);
-  const auto layers = flags.layer_range(found.attention.size(0));
   const libvar::VarParams& var = found.answer.var.params;
   if (flags.out) {
     std::vector<std::vector<std::string>> rows;
@@ -116,7 +115,7 @@ int heads(const InspectFlags& flags) {
     write_picture(flags.out_file("mass.png"),
                   value_grid(rows_of(found.visual_mass.mean(-1)), 0, 1, "layer", "head",
                              "visual mass, mean over the text rows"));
-    draw_heads(flags, model, ranked(all, layers, var.min_visual_mass), layers);
+    draw_heads(flags, found, ranked(all, layers, var.min_visual_mass), layers);
   }
   if (flags.json) {
     auto list = nlohmann::ordered_json::array();

@@ -20,27 +20,11 @@ namespace {
 
 using nlohmann::ordered_json;
 
-struct ReportFlags {
-  CommonFlags common;
-  PromptFlags prompt;
-  VarFlags var;
-  std::string model, question, out;
-  std::optional<std::string> questions, images, layers, title;
+/// Of InspectFlags, `out` is the page.
+struct ReportFlags : InspectFlags {
+  std::optional<std::string> questions, images, title;
   std::optional<std::size_t> limit;
-  std::int64_t max_new_tokens = 16;
-
-  libvar::Request request(const libvar::Model& loaded) const;
 };
-
-libvar::Request ReportFlags::request(const libvar::Model& loaded) const {
-  libvar::Request out;
-  prompt.fill(out);
-  out.images.assign(prompt.images.begin(), prompt.images.end());
-  out.question = question;
-  out.var = var.params(loaded);
-  out.generation.max_new_tokens = max_new_tokens;
-  return out;
-}
 
 /// The question about every picture of a folder, by name.
 std::vector<libvar::Question> folder_questions(const std::string& folder, const std::string& text) {
@@ -121,12 +105,12 @@ int report(const ReportFlags& flags) {
   flags.prompt.check();
   flags.var.check();
   const std::vector<libvar::Question> questions = read(flags);
-  WholeFile page("report", flags.out);
+  WholeFile page("report", *flags.out);
   const auto model = load_model(flags.model, flags.common);
   if (!model->has_sink_dimensions()) throw libvar::InputError(no_sink_dimensions(flags.model));
   libvar::ReportOptions options;
   if (flags.layers) options.head_layers = parse_layers(*flags.layers, model->num_layers());
-  const std::string partial = flags.out + ".entries.jsonl";
+  const std::string partial = *flags.out + ".entries.jsonl";
   std::vector<std::string> entries;
   if (flags.images) {
     entries = question_entries(flags, model, questions, options, partial);
@@ -141,7 +125,7 @@ int report(const ReportFlags& flags) {
   page.write(html);
   std::error_code ignored;
   if (flags.images) std::filesystem::remove(partial, ignored);
-  std::printf("%s: %zu %s, %.1f MB\n", flags.out.c_str(), entries.size(),
+  std::printf("%s: %zu %s, %.1f MB\n", flags.out->c_str(), entries.size(),
               entries.size() == 1 ? "question" : "questions",
               static_cast<double>(html.size()) / 1e6);
   return kDone;

@@ -311,8 +311,9 @@ void print_show(const libvar::Inspection& found) {
 int show(const ShowFlags& flags) {
   const auto model = flags.open();
   const InterruptScope interrupt;
-  const libvar::Inspection found = libvar::inspect(model, flags.request(*model));
-  const Layers layers = flags.layer_range(found.attention.size(0));
+  const Layers layers = flags.layer_range(model->num_layers());
+  const libvar::Inspection found =
+      flags.inspect(model, layers, flags.heads.has_value() && flags.out.has_value());
   chosen_rows(found, flags.tokens);
   std::vector<std::int64_t> heads;
   if (flags.heads) heads = chosen_heads(*flags.heads, found.visual_mass.size(1));
@@ -321,7 +322,7 @@ int show(const ShowFlags& flags) {
       draw_sinks(flags, found, layers, i);
       draw_attention(flags, found, layers, i);
     }
-    if (flags.heads) draw_heads(flags, flags.inspect_heads(model, layers), heads);
+    if (flags.heads) draw_heads(flags, found, heads);
     write_tables(flags, found);
     const Magnitudes magnitudes = measure_magnitudes(flags, model, found, layers.first);
     write_magnitudes(flags, magnitudes);
