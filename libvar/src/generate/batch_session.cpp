@@ -1,6 +1,5 @@
 #include "libvar/batch_session.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -94,6 +93,7 @@ class BatchSession::State {
       std::size_t next = 0, given = 0;
       std::optional<Pending> pending;
       slots_.clear();
+      rows_.reset();
       done_.clear();
       while (given < requests.size()) {
         if (!pending && next < requests.size()) pending = prepare(requests, next);
@@ -181,6 +181,7 @@ class BatchSession::State {
     slot.generation =
         std::make_unique<Generation>(loaded_, request, pending.max_new_tokens, TextCallback());
     slots_.push_back(std::move(slot));
+    rows_.reset();
     if (!slots_.back().generation->take(logits)) finish(slots_.size() - 1);
   }
 
@@ -207,15 +208,19 @@ class BatchSession::State {
   void step() {
     if (slots_.empty()) return;
     const auto batch = static_cast<std::int64_t>(slots_.size());
-    std::vector<std::int64_t> tokens, positions;
+    std::vector<std::int64_t> tokens, positions, places;
     for (const Slot& slot : slots_) {
+      places.push_back(slot.conversation->length());
       tokens.push_back(*slot.generation->token());
       positions.push_back(slot.conversation->next_position());
     }
     const at::Device device = loaded_.target.device;
-    const SequenceRows rows = sequence_rows();
+    if (!rows_) rows_ = slot_settings();
+    rows_->places = at::tensor(places, at::kLong).to(device);
+    rows_->lengths = rows_->places.add(1).to(at::kInt);
+    rows_->longest = *std::max_element(places.begin(), places.end()) + 1;
     DecoderPass pass;
-    pass.sequences = &rows;
+    pass.sequences = &*rows_;
     pass.positions = at::tensor(positions, at::kLong)
                          .to(device)
                          .expand({loaded_.config.decoder.position_axes(), batch});
@@ -236,10 +241,10 @@ class BatchSession::State {
     }
   }
 
-  SequenceRows sequence_rows() const {
+  /// The part of SequenceRows that stays while the slots do.
+  SequenceRows slot_settings() const {
     const std::int64_t layers = loaded_.config.decoder.num_layers;
     const auto batch = static_cast<std::int64_t>(slots_.size());
-    std::vector<std::int64_t> places;
     at::Tensor params = at::zeros({layers, batch, 4}),
                may_change = at::zeros({layers, batch}, at::kLong);
     SequenceRows rows;
@@ -248,7 +253,6 @@ class BatchSession::State {
     auto changes = may_change.accessor<std::int64_t, 2>();
     for (std::int64_t i = 0; i < batch; ++i) {
       const Slot& slot = slots_[static_cast<std::size_t>(i)];
-      places.push_back(slot.conversation->length());
       for (std::int64_t layer = 0; layer < layers; ++layer) {
         const bool changed = loaded_.decoder.may_change(layer, slot.var);
         const float entries[4] = {slot.var.tau, slot.var.rho, changed ? slot.var.p : 0.0F,
@@ -258,12 +262,8 @@ class BatchSession::State {
         if (changed) rows.changes_layers[static_cast<std::size_t>(layer)] = true;
       }
     }
-    const at::Device device = loaded_.target.device;
-    rows.places = at::tensor(places, at::kLong).to(device);
-    rows.lengths = rows.places.add(1).to(at::kInt);
-    rows.longest = *std::max_element(places.begin(), places.end()) + 1;
-    rows.params = params.to(device);
-    rows.may_change = may_change.to(device);
+    rows.params = params.to(loaded_.target.device);
+    rows.may_change = may_change.to(loaded_.target.device);
     return rows;
   }
 
@@ -281,6 +281,7 @@ class BatchSession::State {
       slots_[at] = std::move(slots_.back());
     }
     slots_.pop_back();
+    rows_.reset();
   }
 
   void collect(std::map<std::size_t, Answer>& waiting) {
@@ -292,8 +293,9 @@ class BatchSession::State {
   const LoadedModel& loaded_;
   BatchOptions options_;
   KvCache cache_;
-  std::vector<Slot> slots_;          // slot i is sequence i of the cache
-  std::optional<VarParams> shared_;  // of the slots whose VAR is on; none: there is no such slot
+  std::vector<Slot> slots_;           // slot i is sequence i of the cache
+  std::optional<VarParams> shared_;   // of the slots whose VAR is on; none: there is no such slot
+  std::optional<SequenceRows> rows_;  // of the slots; none: they have changed since the last step
   std::vector<std::pair<std::size_t, Answer>> done_;
   std::list<std::pair<PrefixKey, PromptPrefix>> prefixes_;  // the last used first
 };

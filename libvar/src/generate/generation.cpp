@@ -44,11 +44,11 @@ std::int64_t room_for_answer(const LoadedModel& model, const Sequence& prompt,
 }
 
 Generation::Generation(const LoadedModel& model, const Request& request,
-                       std::int64_t max_new_tokens, const TextCallback& on_text)
+                       std::int64_t max_new_tokens, TextCallback on_text)
     : model_(&model),
       keeps_logits_(request.return_logits),
       max_new_tokens_(max_new_tokens),
-      on_text_(on_text),
+      on_text_(std::move(on_text)),
       sampler_(request.generation),
       decoder_(*model.tokenizer) {}
 

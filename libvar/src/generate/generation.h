@@ -39,9 +39,9 @@ std::int64_t room_for_answer(const LoadedModel& model, const Sequence& prompt,
 /// callback ends it.
 class Generation {
  public:
-  /// @param on_text  must outlive this
+  /// @param model  must outlive this
   Generation(const LoadedModel& model, const Request& request, std::int64_t max_new_tokens,
-             const TextCallback& on_text);
+             TextCallback on_text);
 
   /// Chooses a token. @param logits  [V]  @return whether the answer goes on
   bool take(const at::Tensor& logits);
