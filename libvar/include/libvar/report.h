@@ -26,7 +26,7 @@ struct ReportOptions {
 /// the run without VAR, and of the run with it behind the redistribution. Attention is stored as
 /// round(255 sqrt(a / m)), m the largest of its row: 0.4 % of m at most from the exact value.
 /// @param request  var.enabled must be true
-/// @throws         as inspect; ConfigError where VAR is off
+/// @throws         as inspect; ConfigError where VAR is off, and for layers that there are not
 std::string report_entry(const std::shared_ptr<const Model>& model, const Request& request,
                          const ReportOptions& options = {});
 

@@ -137,9 +137,14 @@ ordered_json run_json(const Inspection& found, const at::Tensor& visual, float t
 }
 
 std::vector<std::int64_t> kept_layers(const ReportOptions& options, std::int64_t num_layers) {
-  const auto [first, last] = options.head_layers;
-  std::vector<std::int64_t> out(
-      static_cast<std::size_t>((last < 0 ? num_layers - 1 : last) - first + 1));
+  const std::int64_t first = options.head_layers.first, last = options.head_layers.second < 0
+                                                                   ? num_layers - 1
+                                                                   : options.head_layers.second;
+  if (first < 0 || first > last || last >= num_layers) {
+    throw ConfigError(c10::str("ReportOptions: head_layers: expected [first, last] in [0, ",
+                               num_layers - 1, "], found [", first, ", ", last, "]"));
+  }
+  std::vector<std::int64_t> out(static_cast<std::size_t>(last - first + 1));
   std::iota(out.begin(), out.end(), first);
   return out;
 }

@@ -27,31 +27,17 @@ std::string colour_scale() {
   return out;
 }
 
-std::string escaped_html(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&')
-      out += "&amp;";
-    else if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else
-      out += c;
-  }
-  return out;
+std::string escaped_html(std::string text) {
+  c10::ReplaceAll(text, "&", "&amp;");
+  c10::ReplaceAll(text, "<", "&lt;");
+  c10::ReplaceAll(text, ">", "&gt;");
+  return text;
 }
 
 /// JSON that can stand in a script element.
-std::string escaped_json(std::string_view json) {
-  std::string out;
-  for (const char c : json) {
-    if (c == '<')
-      out += "\\u003c";
-    else
-      out += c;
-  }
-  return out;
+std::string escaped_json(std::string json) {
+  c10::ReplaceAll(json, "<", "\\u003c");
+  return json;
 }
 
 ordered_json summary_of(const std::vector<std::string>& entries) {

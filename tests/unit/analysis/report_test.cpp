@@ -137,6 +137,10 @@ TEST_CASE("a report's entry holds what an inspection finds, with VAR and without
     CHECK(std::abs(picture.at("boxes").back().at(2).get<double>() -
                    on.images[i].boxes.back().right) <= 0.005);
   }
+  options.head_layers = {3, 1};
+  CHECK_THROWS_AS(report_entry(model, request, options), ConfigError);
+  options.head_layers = {0, on.attention.size(0)};
+  CHECK_THROWS_AS(report_entry(model, request, options), ConfigError);
   request.var.enabled = false;
   check_run(entry.at("off"), inspect(model, request, keep), 1, request.var.tau);
   CHECK_THROWS_AS(report_entry(model, request, options), ConfigError);
