@@ -171,6 +171,48 @@ void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
   }
 }
 
+void check_rotate_and_cache(const RotaryTensors& tensors) {
+  const char* op = "rotate_and_cache";
+  const at::Tensor& query = tensors.query;
+  check_floating(op, "query", query);
+  check_rank(op, "query", query, 4, "[B, H, Q, Dh]");
+  check_rank(op, "key", tensors.key, 4, "[B, H_kv, Q, Dh]");
+  check_rank(op, "key_cache", tensors.key_cache, 4, "[B, H_kv, K, Dh]");
+  check_rank(op, "cos", tensors.cos, 3, "[B or 1, Q, Dh]");
+  const c10::SymInt batch = query.sym_size(0), num_rows = query.sym_size(2),
+                    head_dim = query.sym_size(3), num_kv_heads = tensors.key.sym_size(1),
+                    capacity = tensors.key_cache.sym_size(2), angles = tensors.cos.sym_size(0);
+  TORCH_CHECK_VALUE(head_dim >= 2 && head_dim % 2 == 0, op,
+                    ": expected query of shape [B, H, Q, Dh] with an even Dh > 0, got ",
+                    query.sym_sizes());
+  TORCH_CHECK_VALUE(num_kv_heads >= 1, op, ": expected at least one key head, got ", num_kv_heads);
+  TORCH_CHECK_VALUE(angles == 1 || angles == batch, op, ": expected cos of 1 or ", batch,
+                    " sequences, got ", angles);
+  const auto check_rows = [&](const char* name, const at::Tensor& tensor,
+                              c10::SymIntArrayRef shape) {
+    check_dtype(op, name, tensor, query.scalar_type());
+    check_shape(op, name, tensor, shape);
+    check_last_dim_contiguous(op, name, tensor);
+    check_device(op, name, tensor, query);
+  };
+  check_last_dim_contiguous(op, "query", query);
+  check_rows("key", tensors.key, {batch, num_kv_heads, num_rows, head_dim});
+  check_rows("value", tensors.value, {batch, num_kv_heads, num_rows, head_dim});
+  check_rows("cos", tensors.cos, {angles, num_rows, head_dim});
+  check_rows("sin", tensors.sin, {angles, num_rows, head_dim});
+  check_rows("key_cache", tensors.key_cache, {batch, num_kv_heads, capacity, head_dim});
+  check_rows("value_cache", tensors.value_cache, {batch, num_kv_heads, capacity, head_dim});
+  const auto check_small = [&](const char* name, const at::Tensor& tensor, at::ScalarType type,
+                               c10::SymIntArrayRef shape) {
+    check_dtype(op, name, tensor, type);
+    check_shape(op, name, tensor, shape);
+    check_device(op, name, tensor, query);
+  };
+  check_small("sink_scores", tensors.sink_scores, at::kFloat, {batch, num_rows});
+  check_small("sink_score_cache", tensors.sink_score_cache, at::kFloat, {batch, capacity});
+  check_small("places", tensors.places, at::kLong, {batch});
+}
+
 void check_attention(const AttentionTensors& tensors, double scale) {
   const char* op = "attention";
   const at::Tensor& query = tensors.query;
@@ -241,6 +283,15 @@ void check_kv_length_values(const at::Tensor& kv_lengths, std::int64_t num_keys)
   for (std::int64_t b = 0; b < lengths.size(0); ++b) {
     TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= num_keys, "attention: expected kv_lengths[",
                       b, "] in [0, ", num_keys, "], got ", lengths[b]);
+  }
+}
+
+void check_place_values(const at::Tensor& places, std::int64_t num_rows, std::int64_t capacity) {
+  const auto values = places.accessor<std::int64_t, 1>();
+  for (std::int64_t b = 0; b < values.size(0); ++b) {
+    TORCH_CHECK_VALUE(values[b] >= 0 && values[b] <= capacity - num_rows,
+                      "rotate_and_cache: expected places[", b, "] in [0, ", capacity - num_rows,
+                      "], got ", values[b]);
   }
 }
 

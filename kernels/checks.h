@@ -52,6 +52,23 @@ void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias,
                          const std::optional<at::Tensor>& weight_scale);
 
+/// The tensors of rotate_and_cache.
+struct RotaryTensors {
+  const at::Tensor& query;
+  const at::Tensor& key;
+  const at::Tensor& value;
+  const at::Tensor& sink_scores;
+  const at::Tensor& cos;
+  const at::Tensor& sin;
+  const at::Tensor& places;
+  const at::Tensor& key_cache;
+  const at::Tensor& value_cache;
+  const at::Tensor& sink_score_cache;
+};
+
+/// rotate_and_cache: dtypes, shapes, devices; not the contents of places.
+void check_rotate_and_cache(const RotaryTensors& tensors);
+
 /// The tensors that attention reads and fills.
 struct AttentionTensors {
   const at::Tensor& query;
@@ -76,6 +93,9 @@ void check_sink_dim_values(const char* op, const at::Tensor& sink_dims, std::int
 
 /// Every length in [0, K].
 void check_kv_length_values(const at::Tensor& kv_lengths, std::int64_t num_keys);
+
+/// Every place leaves room for the rows of its sequence.
+void check_place_values(const at::Tensor& places, std::int64_t num_rows, std::int64_t capacity);
 
 /// tau, rho, p and min_visual_mass of every sequence in range.
 void check_sequence_param_values(const at::Tensor& params);

@@ -73,6 +73,16 @@ at::Tensor skinny_linear_meta(const at::Tensor& input, const at::Tensor& weight,
   return empty_contiguous(sizes, input, input.scalar_type());
 }
 
+at::Tensor rotate_and_cache_meta(const at::Tensor& query, const at::Tensor& key,
+                                 const at::Tensor& value, const at::Tensor& sink_scores,
+                                 const at::Tensor& cos, const at::Tensor& sin,
+                                 const at::Tensor& places, at::Tensor& key_cache,
+                                 at::Tensor& value_cache, at::Tensor& sink_score_cache) {
+  checks::check_rotate_and_cache(
+      {query, key, value, sink_scores, cos, sin, places, key_cache, value_cache, sink_score_cache});
+  return empty_contiguous(query.sym_sizes(), query, query.scalar_type());
+}
+
 at::Tensor attention_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const at::Tensor& sink_scores, const at::Tensor& visual_mask,
                           const std::optional<at::Tensor>& row_mask,
@@ -98,6 +108,7 @@ TORCH_LIBRARY_IMPL(libvar, Meta, m) {
   m.impl("rms_norm_sink_scores", &libvar::rms_norm_sink_scores_meta);
   m.impl("add_rms_norm_sink_scores", &libvar::add_rms_norm_sink_scores_meta);
   m.impl("skinny_linear", &libvar::skinny_linear_meta);
+  m.impl("rotate_and_cache", &libvar::rotate_and_cache_meta);
   m.impl("_redistribute", &libvar::redistribute_meta);
   m.impl("_redistribute_", &libvar::redistribute_in_place_meta);
   m.impl("_attention", &libvar::attention_meta);

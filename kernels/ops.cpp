@@ -21,6 +21,10 @@ using AddRmsNormSignature = std::tuple<at::Tensor, at::Tensor>(at::Tensor&, cons
                                                                double);
 using SkinnyLinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&,
                                          const OptionalTensor&, const OptionalTensor&);
+using RotateAndCacheSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                           const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                           const at::Tensor&, at::Tensor&, at::Tensor&,
+                                           at::Tensor&);
 using PublicRedistributeSignature = at::Tensor(const at::Tensor&, const at::Tensor&,
                                                const at::Tensor&, const OptionalTensor&, double,
                                                double, double, double, double);
@@ -177,6 +181,14 @@ at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& weight_scale) {
   static const auto op = find_op<SkinnyLinearSignature>("libvar::skinny_linear");
   return op.call(input, weight, bias, weight_scale);
+}
+
+at::Tensor rotate_and_cache(const RotaryInputs& inputs, const at::Tensor& places,
+                            at::Tensor& key_cache, at::Tensor& value_cache,
+                            at::Tensor& sink_score_cache) {
+  static const auto op = find_op<RotateAndCacheSignature>("libvar::rotate_and_cache");
+  return op.call(inputs.query, inputs.key, inputs.value, inputs.sink_scores, inputs.cos, inputs.sin,
+                 places, key_cache, value_cache, sink_score_cache);
 }
 
 at::Tensor redistribute(const at::Tensor& probs, const at::Tensor& sink_scores,

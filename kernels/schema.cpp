@@ -6,7 +6,7 @@
 // all that the typed functions of ops.h take: general classes, head rule, parameters per sequence,
 // traces. A device implements each of
 //     sink_scores  rms_norm_sink_scores  add_rms_norm_sink_scores  skinny_linear
-//     _redistribute  _redistribute_  _attention
+//     rotate_and_cache  _redistribute  _redistribute_  _attention
 // once, and so does meta.cpp. `sources` and `targets` are ClassSets, `head_rule` is a HeadRule, as
 // integers.
 
@@ -27,6 +27,11 @@ TORCH_LIBRARY(libvar, m) {
   m.def(
       "skinny_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? weight_scale=None) "
       "-> Tensor",
+      tags);
+  m.def(
+      "rotate_and_cache(Tensor query, Tensor key, Tensor value, Tensor sink_scores, Tensor cos, "
+      "Tensor sin, Tensor places, Tensor(a!) key_cache, Tensor(b!) value_cache, "
+      "Tensor(c!) sink_score_cache) -> Tensor",
       tags);
   m.def(
       "redistribute(Tensor probs, Tensor sink_scores, Tensor visual_mask, "
@@ -65,8 +70,8 @@ TORCH_LIBRARY(libvar, m) {
 
 TORCH_LIBRARY_IMPL(libvar, Autograd, m) {
   for (const char* op : {"sink_scores", "rms_norm_sink_scores", "add_rms_norm_sink_scores",
-                         "skinny_linear", "redistribute", "redistribute_", "attention",
-                         "_redistribute", "_redistribute_", "_attention"}) {
+                         "skinny_linear", "rotate_and_cache", "redistribute", "redistribute_",
+                         "attention", "_redistribute", "_redistribute_", "_attention"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

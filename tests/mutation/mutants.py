@@ -21,6 +21,7 @@ _device = _of("cuda/device.cuh", "norms")
 _vectors = _of("cuda/vectors.cuh", "redistribute")
 _redistribute = _of("cuda/redistribute.cuh", "redistribute")
 _norms = _of("cuda/norms.cuh", "norms")
+_rotary = _of("cuda/rotary.cuh", "rotary")
 _ranges = _of("cuda/attention.cuh", "attention_kernels")
 _fragments = _of("cuda/attention_fragments.cuh", "attention_kernels")
 _rows = _of("cuda/attention_rows.cuh", "attention_kernels")
@@ -102,6 +103,20 @@ MUTANTS = [
                   "kept.elements[start] = elements[u];"),
     _redistribute("a long row lies on its classes", "memory + class_bytes(args.num_keys)", "memory"),
     _redistribute("a long row is written past its end in shared memory", "if (v >= num_vectors) continue;", ""),
+    # --- rotary embedding and the cache ---
+    _rotary("the second half turns the other way", "turned<T>(y, take(cos + half), x, take(sin + half))",
+            "turned<T>(y, take(cos + half), y, take(sin + half))"),
+    _rotary("nothing is subtracted in the first half", "y[e] = -y[e];", "y[e] = +y[e];"),
+    _rotary("products are not rounded before they are added", "  unpack<T>(pack<T>(c), c);\n", ""),
+    _rotary("a row is stored at its sequence's first place", "const std::int64_t place = args.places[b] + i;",
+            "const std::int64_t place = args.places[b];"),
+    _rotary("the last place counts as outside", "place >= args.capacity", "place + 1 >= args.capacity"),
+    _rotary("values are taken for keys", "if (head < args.num_heads + args.num_kv_heads) {", "if (true) {"),
+    _rotary("sink scores are stored once for each head", "if (kv_head == 0 && first == 0) {", "if (kv_head == 1 && first == 0) {"),
+    _rotary("the second half of a value is left out", "for (int offset = 0; offset < 2; ++offset) {",
+            "for (int offset = 0; offset < 1; ++offset) {"),
+    _rotary("all sequences have the first one's angles", "args.cos + args.cos_stride.offset(b, i)",
+            "args.cos + args.cos_stride.offset(0, i)"),
     # --- norms ---
     _norms("no barrier between writing and reading the warps' sums",
            "shared.sums[threadIdx.x / kWarpSize] = x;\n  __syncthreads();", "shared.sums[threadIdx.x / kWarpSize] = x;"),

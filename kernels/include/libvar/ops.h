@@ -85,6 +85,37 @@ at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias = std::nullopt,
                          const std::optional<at::Tensor>& weight_scale = std::nullopt);
 
+/// One layer's projections of some tokens, before their positions turn them.
+struct RotaryInputs {
+  at::Tensor query;        ///< [B, H, Q, Dh] float32|float16|bfloat16, Dh even and contiguous
+  at::Tensor key;          ///< [B, H_kv, Q, Dh], dtype of query
+  at::Tensor value;        ///< [B, H_kv, Q, Dh]
+  at::Tensor sink_scores;  ///< [B, Q] float32
+  at::Tensor cos, sin;     ///< [B, Q, Dh], or [1, Q, Dh] for all sequences; dtype of query
+};
+
+/// Turns queries and keys by their positions and stores keys, values and sink scores where the
+/// attention of later tokens finds them: one launch for what a layer does between its projections
+/// and its attention.
+///
+/// Source: rotary embedding, arXiv:2104.09864, in the rotate-half convention of Llama:
+///     rotate(x) = x * cos + (-x[Dh/2:], x[:Dh/2]) * sin
+/// Row i of sequence b is stored at places[b] + i.
+/// @param places            [B] int64 on the device
+/// @param key_cache         [B, H_kv, K, Dh], dtype of query, Dh contiguous; changed, as the next
+///                          two
+/// @param value_cache       [B, H_kv, K, Dh]
+/// @param sink_score_cache  [B, K] float32
+/// @return                  the turned queries [B, H, Q, Dh], contiguous
+/// @throws c10::ValueError  shapes disagree; on the CPU a place outside [0, K - Q] (CUDA doesn't
+///                          store rows outside)
+/// @throws c10::TypeError   dtypes
+/// Numerics: products are rounded to the dtype before they are added, as in transformers; results
+/// are the same bits on every device. Cost: one read and one write, no host synchronisation.
+at::Tensor rotate_and_cache(const RotaryInputs& inputs, const at::Tensor& places,
+                            at::Tensor& key_cache, at::Tensor& value_cache,
+                            at::Tensor& sink_score_cache);
+
 /// Moves attention from sink tokens to the non-sink visual tokens of the selected rows.
 ///
 /// Source: arXiv:2503.03321, Section 5, Equations 3 and 4; see RedistributionRule.

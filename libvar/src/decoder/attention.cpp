@@ -99,23 +99,22 @@ at::Tensor SelfAttention::attend_plain(const at::Tensor& query, const AttentionP
                                           /*enable_gqa=*/config_.num_heads != config_.num_kv_heads);
 }
 
-at::Tensor SelfAttention::operator()(const at::Tensor& normed, const AttentionPass& pass,
-                                     const RedistributionRule& rule, const at::Tensor& selected,
-                                     KvCache& cache) const {
+at::Tensor SelfAttention::operator()(const at::Tensor& normed, const at::Tensor& phi,
+                                     const AttentionPass& pass, const RedistributionRule& rule,
+                                     const at::Tensor& selected, KvCache& cache) const {
   const std::int64_t batch = normed.size(0), rows = normed.size(1);
   const std::vector<at::Tensor> parts = query_key_value_(normed);
   const auto heads = [&](std::size_t part) {
     return parts[part].unflatten(-1, {-1, config_.head_dim}).transpose(1, 2);
   };
-  const at::Tensor query = rotate(heads(0), pass.angles);
+  const at::Tensor query = cache.store(
+      layer_, {heads(0), heads(1), heads(2), phi, pass.angles.cos, pass.angles.sin}, pass.places);
   const auto project = [&](const at::Tensor& all) {
     return out_(all.reshape({batch, rows, config_.num_heads * config_.head_dim}));
   };
   if (pass.sequences != nullptr) {
-    cache.put(layer_, rotate(heads(1), pass.angles), heads(2), pass.sequences->places);
     return project(attend_sequences(query, *pass.sequences, rule, selected, cache).transpose(1, 2));
   }
-  cache.append(layer_, rotate(heads(1), pass.angles), heads(2));
   if (pass.observer != nullptr) {
     (*pass.observer)({layer_, pass.past, query, cache, scale_, rule, out_.weight});
   }

@@ -31,7 +31,7 @@ using AttentionObserver = std::function<void(const AttentionView&)>;
 struct SequenceRows {
   at::Tensor places;         ///< [B] int64: where each row goes in its sequence's cache
   at::Tensor lengths;        ///< [B] int32: places + 1
-  std::int64_t longest = 0;  ///< the largest of lengths
+  std::int64_t longest = 0;  ///< the largest of lengths, or more
   at::Tensor params;  ///< [layers, B, 4] float32: see attention(); p is 0 where nothing may change
   at::Tensor may_change;             ///< [layers, B] int64: 1 where p may be above 0
   std::vector<bool> changes_layers;  ///< any of its row in may_change
@@ -41,6 +41,7 @@ struct SequenceRows {
 struct AttentionPass {
   const SequenceRows* sequences = nullptr;  ///< or null: the rows follow the cache's last position
   std::int64_t past = 0;        ///< positions in the cache before this pass; not with sequences
+  at::Tensor places;            ///< [B] int64: where the first row of each sequence is stored
   std::int64_t plain_rows = 0;  ///< leading rows that no setting could select
   RotaryAngles angles;
   const AttentionObserver* observer = nullptr;  ///< or null
@@ -55,17 +56,18 @@ class SelfAttention {
   /// @param weights  names relative to the layer's attention ("q_proj.weight")
   SelfAttention(const DecoderConfig& config, std::int64_t layer, const WeightReader& weights);
 
-  /// Appends keys and values to the cache and attends.
+  /// Stores keys, values and sink scores in the cache and attends.
   ///
-  /// The sink scores of the rows must be in the cache already. Rows below pass.plain_rows are plain
+  /// Rows below pass.plain_rows are plain
   /// causal attention: PyTorch's where nothing lies before them, else libvar's own with no row
   /// selected, because PyTorch's causal mask is aligned at the top left. All other rows run in
   /// libvar's own kernel, whatever the rule.
   /// @param normed    [B, Q, D]; with pass.sequences Q is 1
+  /// @param phi       [B, Q] float32: sink scores of the rows, as they are to be stored
   /// @param rule      HeadRule::kNone where the layer is not to be changed
   /// @param selected  [B, H, Q] bool, false everywhere, or undefined; set where a row was changed
   /// @return          [B, Q, D]
-  at::Tensor operator()(const at::Tensor& normed, const AttentionPass& pass,
+  at::Tensor operator()(const at::Tensor& normed, const at::Tensor& phi, const AttentionPass& pass,
                         const RedistributionRule& rule, const at::Tensor& selected,
                         KvCache& cache) const;
 

@@ -3,6 +3,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -67,27 +68,16 @@ bool Decoder::may_change(std::int64_t layer, const VarParams& var) const {
          (layer + 1 < config_.num_layers || var.include_last_layer);
 }
 
-void Decoder::store_sink_scores(std::int64_t layer, const at::Tensor& residual,
-                                const at::Tensor& phi, const DecoderPass& pass,
-                                KvCache& cache) const {
-  if (pass.generated && !pass.var.generated_sinks) {
-    if (pass.sequences != nullptr) {
-      cache.put_sink_scores(layer, at::zeros_like(phi), pass.sequences->places);
-    } else {
-      cache.append_zero_sink_scores(layer, residual.size(1));
-    }
-    return;
-  }
+at::Tensor Decoder::stored_sink_scores(std::int64_t layer, const at::Tensor& residual,
+                                       const at::Tensor& phi, const DecoderPass& pass,
+                                       std::int64_t past) const {
+  if (pass.generated && !pass.var.generated_sinks) return at::zeros_like(phi);
   const bool own_epsilon = pass.var.phi_epsilon && sink_dims_.numel() > 0 &&
                            *pass.var.phi_epsilon != static_cast<float>(config_.rms_norm_eps);
   at::Tensor stored = own_epsilon ? sink_scores(residual, sink_dims_, *pass.var.phi_epsilon) : phi;
-  if (pass.sequences != nullptr) {
-    cache.put_sink_scores(layer, stored, pass.sequences->places);
-    return;
-  }
   if (pass.hooks != nullptr && pass.hooks->sink_scores)
-    stored = pass.hooks->sink_scores(layer, cache.length(), stored);
-  cache.append_sink_scores(layer, stored);
+    stored = pass.hooks->sink_scores(layer, past, stored);
+  return stored;
 }
 
 at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCache& cache) const {
@@ -107,7 +97,11 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
   attention_pass.angles = rotary_.angles(positions);
   if (sequences != nullptr) {
     for (at::Tensor* table : {&attention_pass.angles.cos, &attention_pass.angles.sin})
-      *table = table->transpose(0, 2);  // [B, 1, 1, Dh]
+      *table = table->transpose(0, 1);  // [B, 1, Dh]
+    attention_pass.places = sequences->places;
+  } else {
+    attention_pass.places =
+        at::full({batch}, past, at::TensorOptions().dtype(at::kLong).device(target_.device));
   }
   if (pass.hooks != nullptr) {
     if (pass.hooks->attention) attention_pass.observer = &pass.hooks->attention;
@@ -135,9 +129,9 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
                              ? sequences->changes_layers[static_cast<std::size_t>(i)]
                              : may_change(i, pass.var);
     auto [normed, phi] = norm(layer.input_norm, sink_dims_);  // phi of the layer's input
-    store_sink_scores(i, hidden, phi, pass, cache);
+    phi = stored_sink_scores(i, hidden, phi, pass, past);
     if (pass.hooks != nullptr && pass.hooks->layer) pass.hooks->layer(i, hidden);
-    delta = layer.attention(normed, attention_pass, changes ? pass.var.rule() : off,
+    delta = layer.attention(normed, phi, attention_pass, changes ? pass.var.rule() : off,
                             changes && selected.defined() ? selected.select(0, i) : at::Tensor(),
                             cache);
     std::tie(normed, phi) = norm(layer.post_attention_norm, no_sink_dims_);

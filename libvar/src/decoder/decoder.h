@@ -96,8 +96,10 @@ class Decoder {
     Linear down;
   };
 
-  void store_sink_scores(std::int64_t layer, const at::Tensor& residual, const at::Tensor& phi,
-                         const DecoderPass& pass, KvCache& cache) const;
+  /// What the cache keeps as the sink scores of a layer's rows.
+  at::Tensor stored_sink_scores(std::int64_t layer, const at::Tensor& residual,
+                                const at::Tensor& phi, const DecoderPass& pass,
+                                std::int64_t past) const;
 
   DecoderConfig config_;
   ComputeTarget target_;

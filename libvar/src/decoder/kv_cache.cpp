@@ -1,8 +1,6 @@
 #include "decoder/kv_cache.h"
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/index_put.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -59,18 +57,10 @@ void KvCache::mark_visual(std::int64_t begin, std::int64_t end) {
   visual_mask_.narrow(1, begin, end - begin).fill_(true);
 }
 
-void KvCache::append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value) {
+at::Tensor KvCache::store(std::int64_t layer, const RotaryInputs& rows, const at::Tensor& places) {
   const auto index = static_cast<std::size_t>(layer);
-  keys_[index].narrow(2, length_, key.size(2)).copy_(key);
-  values_[index].narrow(2, length_, value.size(2)).copy_(value);
-}
-
-void KvCache::append_sink_scores(std::int64_t layer, const at::Tensor& phi) {
-  sink_scores_.select(0, layer).narrow(1, length_, phi.size(1)).copy_(phi);
-}
-
-void KvCache::append_zero_sink_scores(std::int64_t layer, std::int64_t rows) {
-  sink_scores_.select(0, layer).narrow(1, length_, rows).zero_();
+  at::Tensor scores = sink_scores_.select(0, layer);
+  return rotate_and_cache(rows, places, keys_[index], values_[index], scores);
 }
 
 void KvCache::advance(std::int64_t rows) {
@@ -100,18 +90,12 @@ void KvCache::copy_from(const KvCache& other, std::int64_t length) {
   length_ = length;
 }
 
-void KvCache::put(std::int64_t layer, const at::Tensor& key, const at::Tensor& value,
-                  const at::Tensor& places) {
-  const auto index = static_cast<std::size_t>(layer);
-  const auto count = [&](std::int64_t size) { return at::arange(size, places.options()); };
-  const at::Tensor sequence = count(key.size(0)).unsqueeze(1),
-                   head = count(key.size(1)).unsqueeze(0), place = places.unsqueeze(1);
-  at::index_put_(keys_[index], {sequence, head, place}, key.squeeze(2));
-  at::index_put_(values_[index], {sequence, head, place}, value.squeeze(2));
-}
-
-void KvCache::put_sink_scores(std::int64_t layer, const at::Tensor& phi, const at::Tensor& places) {
-  sink_scores_.select(0, layer).scatter_(1, places.unsqueeze(1), phi);
+std::vector<const void*> KvCache::addresses() const {
+  std::vector<const void*> result = {sink_scores_.const_data_ptr(), visual_mask_.const_data_ptr()};
+  for (const auto* buffers : {&keys_, &values_}) {
+    for (const at::Tensor& buffer : *buffers) result.push_back(buffer.const_data_ptr());
+  }
+  return result;
 }
 
 at::Tensor KvCache::keys(std::int64_t layer, std::int64_t length) const {

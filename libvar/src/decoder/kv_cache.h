@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "decoder/config.h"
+#include "libvar/ops.h"
 #include "weights.h"
 
 namespace libvar {
@@ -38,22 +39,18 @@ class KvCache {
   /// Positions [begin, end) are visual tokens.
   void mark_visual(std::int64_t begin, std::int64_t end);
 
-  /// Stores rows behind the last position; advance() makes them count.
-  /// @param key, value  [B, Hkv, Q, Dh]
-  void append(std::int64_t layer, const at::Tensor& key, const at::Tensor& value);
-  /// @param phi  [B, Q] float32
-  void append_sink_scores(std::int64_t layer, const at::Tensor& phi);
-  /// phi = 0 for rows that must never be sinks.
-  void append_zero_sink_scores(std::int64_t layer, std::int64_t rows);
+  /// Turns queries and keys by their positions and stores keys, values and sink scores of row i of
+  /// sequence b at places[b] + i; the length stays.
+  /// @param rows    see rotate_and_cache; all its sequences
+  /// @param places  [B] int64 on the device
+  /// @return        the turned queries [B, H, Q, Dh]
+  at::Tensor store(std::int64_t layer, const RotaryInputs& rows, const at::Tensor& places);
+
+  /// Rows that were stored behind the last position count from now on.
   void advance(std::int64_t rows);
 
-  /// Stores one row of each sequence at a place of its own; the length stays.
-  /// @param key, value  [B, Hkv, 1, Dh]
-  /// @param places      [B] int64 on the device
-  void put(std::int64_t layer, const at::Tensor& key, const at::Tensor& value,
-           const at::Tensor& places);
-  /// @param phi  [B, 1] float32
-  void put_sink_scores(std::int64_t layer, const at::Tensor& phi, const at::Tensor& places);
+  /// Where the buffers are: a captured graph holds as long as nothing of it changes.
+  std::vector<const void*> addresses() const;
 
   // Views of the first `length` positions.
   at::Tensor keys(std::int64_t layer, std::int64_t length) const;         ///< [B, Hkv, length, Dh]

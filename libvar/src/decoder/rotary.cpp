@@ -33,19 +33,12 @@ RotaryEmbedding::RotaryEmbedding(const DecoderConfig& config, const ComputeTarge
 
 at::Tensor RotaryEmbedding::pick(const at::Tensor& table, const at::Tensor& positions) const {
   const at::Tensor rows = at::embedding(table, positions);  // [axes, Q, Dh]
-  if (!axis_.defined()) return rows.unsqueeze(0);
-  return rows.gather(0, axis_.expand({1, rows.size(1), rows.size(2)})).unsqueeze(0);
+  if (!axis_.defined()) return rows;
+  return rows.gather(0, axis_.expand({1, rows.size(1), rows.size(2)}));
 }
 
 RotaryAngles RotaryEmbedding::angles(const at::Tensor& positions) const {
   return {pick(cos_, positions), pick(sin_, positions)};
-}
-
-at::Tensor rotate(const at::Tensor& heads, const RotaryAngles& angles) {
-  const std::int64_t half = heads.size(-1) / 2;
-  const at::Tensor turned =
-      at::cat({heads.narrow(-1, half, half).neg(), heads.narrow(-1, 0, half)}, -1);
-  return heads.mul(angles.cos).add_(turned.mul(angles.sin));
 }
 
 }  // namespace libvar

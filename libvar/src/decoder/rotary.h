@@ -11,14 +11,14 @@ namespace libvar {
 
 /// Cosine and sine of the rotary embedding for some rows.
 struct RotaryAngles {
-  at::Tensor cos, sin;  ///< [1, 1, Q, Dh]
+  at::Tensor cos, sin;  ///< [1, Q, Dh]
 };
 
 /// Rotary position embedding, rotate-half convention.
 ///
 ///     angle[n, i] = n / factor * theta^(-2 i / Dh)   float32; i < Dh / 2, both halves share them
-///     rotate(x)   = x * cos + (-x[Dh/2:], x[:Dh/2]) * sin
 ///
+/// Queries and keys are turned by rotate_and_cache (ops.h).
 /// With sections (M-RoPE of Qwen2-VL, arXiv:2409.12191) n is the position's first coordinate for
 /// the first rope_sections[0] values of i, its second for the next, its third for the rest.
 /// cos and sin are rounded to the dtype of the computation before the products, as in transformers.
@@ -35,9 +35,5 @@ class RotaryEmbedding {
   at::Tensor cos_, sin_;  // [max_positions, Dh]
   at::Tensor axis_;       // [1, 1, Dh] int64: the coordinate of a channel; undefined: there is one
 };
-
-/// @param heads  [B, H, Q, Dh], any strides
-/// @return       the rotated rows, fresh storage
-at::Tensor rotate(const at::Tensor& heads, const RotaryAngles& angles);
 
 }  // namespace libvar

@@ -8,6 +8,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 #include <string>
@@ -35,7 +36,15 @@ TEST_CASE("rotary embedding turns each pair by its angle", "[rotary]") {
   const RotaryEmbedding rotary(config, ComputeTarget());
   const at::Tensor positions = at::tensor({3, 0, 39}, at::kLong).view({1, 3});
   const at::Tensor heads = random_tensor({1, 2, 3, 10}, 9);
-  const at::Tensor turned = rotate(heads, rotary.angles(positions));
+  const RotaryAngles angles = rotary.angles(positions);
+  config.num_layers = 1;
+  config.num_kv_heads = 2;
+  KvCache cache(config, ComputeTarget());
+  cache.reserve(3);
+  const at::Tensor turned =
+      cache.store(0, {heads, heads, heads, at::zeros({1, 3}), angles.cos, angles.sin},
+                  at::zeros({1}, at::kLong));
+  CHECK(at::equal(cache.keys(0, 3), turned));
   const auto x = heads.accessor<float, 4>(), y = turned.accessor<float, 4>();
   for (int head = 0; head < 2; ++head) {
     for (int row = 0; row < 3; ++row) {
@@ -61,19 +70,19 @@ TEST_CASE("rotary sections take their angles from one coordinate each", "[rotary
   const RotaryEmbedding rotary(config, ComputeTarget());
   const at::Tensor positions = at::tensor({5, 30, 7, 8, 9, 2}, at::kLong).view({3, 2});
   const RotaryAngles angles = rotary.angles(positions);
-  REQUIRE(angles.cos.sizes() == at::IntArrayRef({1, 1, 2, 12}));
+  REQUIRE(angles.cos.sizes() == at::IntArrayRef({1, 2, 12}));
   const int axis[] = {0, 1, 1, 2, 2, 2};
   for (int row = 0; row < 2; ++row) {
     for (int i = 0; i < 12; ++i) {
       const double n = static_cast<double>(positions[axis[i % 6]][row].item<std::int64_t>()) / 2.0;
       const double angle = n * std::pow(500.0, -(i % 6) / 6.0);
-      CHECK(angles.cos[0][0][row][i].item<float>() == Approx(std::cos(angle)).margin(2e-6));
-      CHECK(angles.sin[0][0][row][i].item<float>() == Approx(std::sin(angle)).margin(2e-6));
+      CHECK(angles.cos[0][row][i].item<float>() == Approx(std::cos(angle)).margin(2e-6));
+      CHECK(angles.sin[0][row][i].item<float>() == Approx(std::sin(angle)).margin(2e-6));
     }
   }
 }
 
-TEST_CASE("the cache keeps what was appended when it grows", "[cache]") {
+TEST_CASE("the cache keeps what was stored when it grows", "[cache]") {
   DecoderConfig config;
   config.num_layers = 2;
   config.num_kv_heads = 3;
@@ -85,10 +94,14 @@ TEST_CASE("the cache keeps what was appended when it grows", "[cache]") {
   cache.mark_visual(1, 3);
   const at::Tensor k = random_tensor({1, 3, 5, 4}, 1), v = random_tensor({1, 3, 5, 4}, 2),
                    phi = random_tensor({1, 5}, 3);
-  for (std::int64_t layer = 0; layer < 2; ++layer) {
-    cache.append(layer, k + layer, v + layer);
-    cache.append_sink_scores(layer, phi + layer);
-  }
+  const auto store = [&](std::int64_t layer, const at::Tensor& key, const at::Tensor& value,
+                         const at::Tensor& scores, std::int64_t place) {
+    const at::Tensor unturned = at::ones({1, key.size(2), 4});
+    cache.store(layer, {key, key, value, scores, unturned, at::zeros_like(unturned)},
+                at::full({1}, place, at::kLong));
+  };
+  for (std::int64_t layer = 0; layer < 2; ++layer)
+    store(layer, k + layer, v + layer, phi + layer, 0);
   cache.advance(5);
   cache.reserve(6);
   CHECK(cache.capacity() == 6);
@@ -96,8 +109,7 @@ TEST_CASE("the cache keeps what was appended when it grows", "[cache]") {
   CHECK(cache.capacity() == 9);  // half as much again: a conversation will go on
   cache.reserve(80);
   CHECK(cache.capacity() == 80);
-  cache.append(1, k.narrow(2, 0, 1), v.narrow(2, 0, 1));
-  cache.append_zero_sink_scores(1, 1);
+  store(1, k.narrow(2, 0, 1), v.narrow(2, 0, 1), at::zeros({1, 1}), 5);
   cache.advance(1);
   CHECK(cache.length() == 6);
   CHECK(at::equal(cache.keys(1, 5), k + 1));

@@ -178,3 +178,36 @@ TEST_CASE("CUDA redistribute of more rows than the device holds at once", "[redi
     CHECK(at::equal(in_place, gpu));
   }
 }
+
+TEST_CASE("CUDA and CPU agree on rotate_and_cache bit for bit", "[rotary][cuda]") {
+  if (!have_gpu()) return;
+  for (const at::ScalarType dtype : kDtypes) {
+    for (const std::int64_t head_dim : {2, 6, 34, 64, 80, 128}) {
+      INFO(dtype << ", Dh " << head_dim);
+      const auto heads = [&](std::int64_t count) {
+        return at::randn({3, 5, count, head_dim}).to(dtype).transpose(1, 2);
+      };
+      libvar::RotaryInputs in = {heads(8),
+                                 heads(2),
+                                 heads(2),
+                                 at::rand({3, 5}),
+                                 at::rand({3, 5, head_dim}).to(dtype),
+                                 at::rand({3, 5, head_dim}).to(dtype)};
+      libvar::RotaryInputs moved = in;
+      for (at::Tensor* tensor :
+           {&moved.query, &moved.key, &moved.value, &moved.sink_scores, &moved.cos, &moved.sin})
+        *tensor = on_gpu(*tensor);
+      const at::Tensor places = at::tensor(std::vector<std::int64_t>{0, 7, 3});
+      at::Tensor keys = at::zeros({3, 2, 12, head_dim}, dtype), values = at::zeros_like(keys),
+                 scores = at::zeros({3, 12});
+      at::Tensor gpu_keys = on_gpu(keys), gpu_values = on_gpu(values), gpu_scores = on_gpu(scores);
+      const at::Tensor query = libvar::rotate_and_cache(in, places, keys, values, scores);
+      const at::Tensor gpu_query =
+          libvar::rotate_and_cache(moved, on_gpu(places), gpu_keys, gpu_values, gpu_scores);
+      CHECK(at::equal(gpu_query.to(at::kCPU), query));
+      CHECK(at::equal(gpu_keys.to(at::kCPU), keys));
+      CHECK(at::equal(gpu_values.to(at::kCPU), values));
+      CHECK(at::equal(gpu_scores.to(at::kCPU), scores));
+    }
+  }
+}

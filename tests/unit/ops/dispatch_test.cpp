@@ -41,6 +41,10 @@ TEST_CASE("every public op is registered with its pinned schema on CPU and Meta"
       {"skinny_linear",
        "libvar::skinny_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? "
        "weight_scale=None) -> Tensor"},
+      {"rotate_and_cache",
+       "libvar::rotate_and_cache(Tensor query, Tensor key, Tensor value, Tensor sink_scores, "
+       "Tensor cos, Tensor sin, Tensor places, Tensor(a!) key_cache, Tensor(b!) value_cache, "
+       "Tensor(c!) sink_score_cache) -> Tensor"},
       {"redistribute",
        "libvar::redistribute(Tensor probs, Tensor sink_scores, Tensor visual_mask, Tensor? "
        "row_mask=None, *, "

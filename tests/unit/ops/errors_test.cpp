@@ -43,6 +43,19 @@ struct LinearCall {
   void call() const { skinny_linear(input, weight, bias, scale); }
 };
 
+struct RotaryCall {
+  at::Device device;
+  RotaryInputs in = {at::ones({2, 4, 3, 16}, device), at::ones({2, 2, 3, 16}, device),
+                     at::ones({2, 2, 3, 16}, device), at::ones({2, 3}, device),
+                     at::ones({1, 3, 16}, device),    at::ones({1, 3, 16}, device)};
+  at::Tensor places = at::zeros({2}, at::TensorOptions(device).dtype(at::kLong));
+  at::Tensor keys = at::ones({2, 2, 8, 16}, device);
+  at::Tensor values = at::ones({2, 2, 8, 16}, device);
+  at::Tensor scores = at::ones({2, 8}, device);
+
+  void call() { rotate_and_cache(in, places, keys, values, scores); }
+};
+
 struct RedistributeCall {
   at::Device device;
   at::Tensor probs = at::ones({2, 4, 3, 8}, device);
@@ -150,6 +163,57 @@ TEST_CASE("the norm ops refuse sink dimensions outside the hidden size on the CP
   bad.sink_dims = at::tensor({-1}, at::kLong);
   CHECK(value_error([&] { bad.add(); }) ==
         "add_rms_norm_sink_scores: expected sink_dims[0] in [0, 16), got -1");
+}
+
+TEST_CASE("rotate_and_cache refuses what its contract excludes", "[errors]") {
+  for (const at::Device device : {at::Device(at::kCPU), at::Device(at::kMeta)}) {
+    const RotaryCall good{device};
+    RotaryCall bad = good;
+    CHECK(value_error([&] { bad.call(); }) == "no exception");
+    bad.in.query = good.in.query.to(at::kDouble);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected query of dtype Float, Half or BFloat16, got Double");
+    bad.in.query = at::ones({2, 4, 16}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected query of shape [B, H, Q, Dh], got [2, 4, 16]");
+    bad.in.query = at::ones({2, 4, 3, 15}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected query of shape [B, H, Q, Dh] with an even Dh > 0, got [2, 4, "
+          "3, 15]");
+    bad = good;
+    bad.in.key = at::ones({2, 2, 16, 3}, device).transpose(2, 3);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected key with a contiguous last dimension, got strides [96, 48, "
+          "1, 3]");
+    bad = good;
+    bad.in.value = at::ones({2, 2, 4, 16}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected value of shape [2, 2, 3, 16], got [2, 2, 4, 16]");
+    bad = good;
+    bad.in.cos = at::ones({3, 3, 16}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected cos of 1 or 2 sequences, got 3");
+    bad = good;
+    bad.in.sin = at::ones({2, 3, 16}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected sin of shape [1, 3, 16], got [2, 3, 16]");
+    bad = good;
+    bad.places = at::zeros({2}, device);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected places of dtype Long, got Float");
+    bad = good;
+    bad.values = at::ones({2, 2, 7, 16}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected value_cache of shape [2, 2, 8, 16], got [2, 2, 7, 16]");
+    bad = good;
+    bad.scores = at::ones({2, 7}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "rotate_and_cache: expected sink_score_cache of shape [2, 8], got [2, 7]");
+  }
+  RotaryCall bad{at::kCPU};
+  bad.places = at::tensor({0, 6}, at::kLong);
+  CHECK(value_error([&] { bad.call(); }) ==
+        "rotate_and_cache: expected places[1] in [0, 5], got 6");
 }
 
 TEST_CASE("skinny_linear refuses what its contract excludes", "[errors]") {

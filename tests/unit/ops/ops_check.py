@@ -50,6 +50,15 @@ class OpCheck(unittest.TestCase):
             torch.library.opcheck(libvar.rms_norm_sink_scores, (hidden, weight, sink_dims, 1e-5))
             torch.library.opcheck(libvar.add_rms_norm_sink_scores, (hidden.clone(), hidden, weight, sink_dims))
 
+    def test_rotate_and_cache(self):
+        for dtype in DTYPES:
+            generator = torch.Generator().manual_seed(8)
+            rows = [torch.randn(2, 3, heads, 16, generator=generator).to(dtype).transpose(1, 2) for heads in (4, 2, 2)]
+            angles = torch.randn(1, 3, 16, generator=generator).to(dtype)
+            caches = [torch.zeros(2, 2, 9, 16, dtype=dtype), torch.zeros(2, 2, 9, 16, dtype=dtype), torch.zeros(2, 9)]
+            torch.library.opcheck(libvar.rotate_and_cache, (
+                *rows, torch.rand(2, 3, generator=generator), angles.cos(), angles.sin(), torch.tensor([0, 5]), *caches))
+
     def test_skinny_linear(self):
         for dtype in DTYPES:
             torch.manual_seed(7)

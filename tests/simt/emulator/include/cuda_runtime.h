@@ -36,6 +36,15 @@ inline float rsqrtf(float x) {
   return 1.0f / sqrtf(x);
 }
 
+// Never fused by this build's compiler: it has no instructions to fuse with.
+inline float __fmul_rn(float x, float y) {
+  return x * y;
+}
+
+inline float __fadd_rn(float x, float y) {
+  return x + y;
+}
+
 inline unsigned __float_as_uint(float x) {
   return std::bit_cast<unsigned>(x);
 }
