@@ -119,7 +119,7 @@ int ask(const AskFlags& flags) {
     flags.common.warn(no_sink_dimensions(flags.model, ", so this runs without it"));
   }
   const libvar::Request request = make_request(flags, *model);
-  libvar::Session session(model);
+  libvar::Session session(model, flags.generation.session());
   const InterruptScope interrupt;
   if (flags.compare) return compare(flags, session, request);
 

@@ -39,7 +39,7 @@ class Chat {
   Chat(const ChatFlags& flags, std::shared_ptr<const libvar::Model> model)
       : flags_(flags),
         model_(std::move(model)),
-        session_(model_),
+        session_(model_, flags.generation.session()),
         interactive_(isatty(STDIN_FILENO) == 1) {
     flags_.prompt.fill(request_);
     request_.images.assign(flags_.prompt.images.begin(), flags_.prompt.images.end());

@@ -176,6 +176,14 @@ void GenerationFlags::add(CLI::App& command) {
       ->check(check_seed)
       ->type_name("N")
       ->group(group);
+  command.add_flag("--no-graph", no_graph, "On CUDA: don't capture decode steps; same answers")
+      ->group(group);
+}
+
+libvar::SessionOptions GenerationFlags::session() const {
+  libvar::SessionOptions options;
+  options.cuda_graph = !no_graph;
+  return options;
 }
 
 libvar::GenerationParams GenerationFlags::generation() const {

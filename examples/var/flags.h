@@ -10,6 +10,7 @@
 
 #include "libvar/model.h"
 #include "libvar/request.h"
+#include "libvar/session.h"
 #include "libvar/var_params.h"
 
 namespace var_command {
@@ -52,10 +53,12 @@ struct GenerationFlags {
   libvar::GenerationParams params;
   std::optional<double> temperature, top_p;
   std::optional<std::int64_t> top_k;
+  bool no_graph = false;
 
   void add(CLI::App& command);
   /// Samples where --temperature, --top-p or --top-k says so.
   libvar::GenerationParams generation() const;
+  libvar::SessionOptions session() const;
 };
 
 /// What else a question is asked with.

@@ -15,6 +15,7 @@ struct BatchOptions {
   std::int64_t batch = 8;          ///< most sequences that are decoded together, >= 1
   std::int64_t prefixes = 2;       ///< prefilled images that are kept for later questions, >= 0
   std::int64_t prefill_chunk = 0;  ///< most rows of a prompt computed at once; 0: all
+  bool cuda_graph = true;          ///< as SessionOptions::cuda_graph
 };
 
 /// Gets the answers in the order of the requests, each as soon as it and those before it are there;

@@ -12,6 +12,8 @@ struct PassHooks;
 
 struct SessionOptions {
   std::int64_t prefill_chunk = 0;  ///< most rows of the prompt computed at once; 0: all
+  bool cuda_graph =
+      true;  ///< on CUDA: decode steps are captured and replayed; results are the same
 };
 
 /// One conversation with a model: caches and sampler. Used by one thread at a time.

@@ -1,8 +1,6 @@
 #include "libvar/batch_session.h"
 
 #include <ATen/ops/equal.h>
-#include <ATen/ops/tensor.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/StringUtil.h>
 
@@ -14,6 +12,7 @@
 
 #include "device.h"
 #include "generate/conversation.h"
+#include "generate/decode_step.h"
 #include "generate/generation.h"
 #include "generate/prepare_prompt.h"
 #include "libvar/error.h"
@@ -22,18 +21,6 @@
 
 namespace libvar {
 namespace {
-
-/// The settings that all sequences of a step share; the others are SequenceRows::params.
-VarParams shared_settings(const VarParams& var) {
-  VarParams out;
-  out.sources = var.sources;
-  out.targets = var.targets;
-  out.head_rule = var.head_rule;
-  out.ratio_epsilon = var.ratio_epsilon;
-  out.phi_epsilon = var.phi_epsilon;
-  out.generated_sinks = var.generated_sinks;
-  return out;
-}
 
 /// What the rows up to the end of the last image depend on.
 struct PrefixKey {
@@ -84,7 +71,9 @@ class BatchSession::State {
       : model_(std::move(model)),
         loaded_(model_->loaded()),
         options_(options),
-        cache_(loaded_.config.decoder, loaded_.target, options.batch) {}
+        cache_(loaded_.config.decoder, loaded_.target, options.batch),
+        step_(loaded_.decoder, options.batch,
+              options.cuda_graph && loaded_.target.device.is_cuda()) {}
 
   void ask(const std::vector<Request>& requests, const AnswerCallback& on_answer) {
     const c10::InferenceMode inference;
@@ -93,7 +82,7 @@ class BatchSession::State {
       std::size_t next = 0, given = 0;
       std::optional<Pending> pending;
       slots_.clear();
-      rows_.reset();
+      stepping_ = false;
       done_.clear();
       while (given < requests.size()) {
         if (!pending && next < requests.size()) pending = prepare(requests, next);
@@ -180,9 +169,9 @@ class BatchSession::State {
     slot.answer.timing.prefill_ms = prefill_time.ms();
     slot.generation =
         std::make_unique<Generation>(loaded_, request, pending.max_new_tokens, TextCallback());
+    end_steps();
     slots_.push_back(std::move(slot));
-    rows_.reset();
-    if (!slots_.back().generation->take(logits)) finish(slots_.size() - 1);
+    if (!slots_.back().generation->choose(logits)) finish(slots_.size() - 1);
   }
 
   /// The prefix of a prompt, kept or new and empty; the one that was not used for the longest time
@@ -207,68 +196,39 @@ class BatchSession::State {
   /// One token of every sequence.
   void step() {
     if (slots_.empty()) return;
-    const auto batch = static_cast<std::int64_t>(slots_.size());
-    std::vector<std::int64_t> tokens, positions, places;
-    for (const Slot& slot : slots_) {
-      places.push_back(slot.conversation->length());
-      tokens.push_back(*slot.generation->token());
-      positions.push_back(slot.conversation->next_position());
-    }
-    const at::Device device = loaded_.target.device;
-    if (!rows_) rows_ = slot_settings();
-    rows_->places = at::tensor(places, at::kLong).to(device);
-    rows_->lengths = rows_->places.add(1).to(at::kInt);
-    rows_->longest = *std::max_element(places.begin(), places.end()) + 1;
-    DecoderPass pass;
-    pass.sequences = &*rows_;
-    pass.positions = at::tensor(positions, at::kLong)
-                         .to(device)
-                         .expand({loaded_.config.decoder.position_axes(), batch});
-    pass.var = shared_.value_or(VarParams());
-    pass.var.enabled = shared_.has_value();
-    pass.generated = true;
-    pass.selected_rows = at::zeros({loaded_.config.decoder.num_layers, batch},
-                                   at::TensorOptions().dtype(at::kLong).device(device));
-    KvCache cache = cache_.sequences(0, batch, 0);
-    const at::Tensor embeddings = loaded_.decoder.embed(at::tensor(tokens, at::kLong)).unsqueeze(1);
-    const at::Tensor normed = loaded_.decoder(embeddings, pass, cache);
-    const at::Tensor logits = loaded_.decoder.logits(normed).squeeze(1);  // [B, V]
-    for (std::size_t i = 0; i < slots_.size(); ++i)
-      slots_[i].conversation->count_step(
-          pass.selected_rows.select(1, static_cast<std::int64_t>(i)));
+    if (!stepping_) begin_steps();
+    const std::vector<std::int64_t> tokens = step_.run();
+    const at::Tensor logits = step_.logits();  // [B, V]
+    for (Slot& slot : slots_) slot.conversation->count_step();
     for (std::size_t i = slots_.size(); i-- > 0;) {
-      if (!slots_[i].generation->take(logits[static_cast<std::int64_t>(i)])) finish(i);
+      if (!slots_[i].generation->take(tokens[i], logits[static_cast<std::int64_t>(i)])) finish(i);
     }
   }
 
-  /// The part of SequenceRows that stays while the slots do.
-  SequenceRows slot_settings() const {
-    const std::int64_t layers = loaded_.config.decoder.num_layers;
-    const auto batch = static_cast<std::int64_t>(slots_.size());
-    at::Tensor params = at::zeros({layers, batch, 4}),
-               may_change = at::zeros({layers, batch}, at::kLong);
-    SequenceRows rows;
-    rows.changes_layers.assign(static_cast<std::size_t>(layers), false);
-    auto values = params.accessor<float, 3>();
-    auto changes = may_change.accessor<std::int64_t, 2>();
-    for (std::int64_t i = 0; i < batch; ++i) {
-      const Slot& slot = slots_[static_cast<std::size_t>(i)];
-      for (std::int64_t layer = 0; layer < layers; ++layer) {
-        const bool changed = loaded_.decoder.may_change(layer, slot.var);
-        const float entries[4] = {slot.var.tau, slot.var.rho, changed ? slot.var.p : 0.0F,
-                                  slot.var.min_visual_mass};
-        for (std::int64_t k = 0; k < 4; ++k) values[layer][i][k] = entries[k];
-        changes[layer][i] = changed ? 1 : 0;
-        if (changed) rows.changes_layers[static_cast<std::size_t>(layer)] = true;
-      }
+  void begin_steps() {
+    std::vector<StepSequence> sequences;
+    for (const Slot& slot : slots_) {
+      sequences.push_back({*slot.generation->token(), slot.conversation->length(),
+                           slot.conversation->next_position(), slot.generation->draws(), slot.var,
+                           slot.generation->params()});
     }
-    rows.params = params.to(loaded_.target.device);
-    rows.may_change = may_change.to(loaded_.target.device);
-    return rows;
+    step_.begin(sequences, cache_.sequences(0, static_cast<std::int64_t>(slots_.size()), 0));
+    stepping_ = true;
+  }
+
+  /// The sequences are about to change.
+  void end_steps() {
+    if (!stepping_) return;
+    const at::Tensor selected = step_.take_selected_rows();  // [layers, B]
+    for (std::size_t i = 0; i < slots_.size(); ++i)
+      slots_[i].conversation->add_selected_rows(selected.select(1, static_cast<std::int64_t>(i)));
+    step_.end();
+    stepping_ = false;
   }
 
   /// Completes a sequence's answer; the last one takes its place.
   void finish(std::size_t at) {
+    end_steps();
     Slot& slot = slots_[at];
     slot.generation->finish(slot.answer);
     slot.answer.visual_spans = slot.conversation->visual_spans();
@@ -281,7 +241,6 @@ class BatchSession::State {
       slots_[at] = std::move(slots_.back());
     }
     slots_.pop_back();
-    rows_.reset();
   }
 
   void collect(std::map<std::size_t, Answer>& waiting) {
@@ -293,9 +252,10 @@ class BatchSession::State {
   const LoadedModel& loaded_;
   BatchOptions options_;
   KvCache cache_;
-  std::vector<Slot> slots_;           // slot i is sequence i of the cache
-  std::optional<VarParams> shared_;   // of the slots whose VAR is on; none: there is no such slot
-  std::optional<SequenceRows> rows_;  // of the slots; none: they have changed since the last step
+  DecodeStep step_;
+  bool stepping_ = false;            // step_ knows the slots as they are
+  std::vector<Slot> slots_;          // slot i is sequence i of the cache
+  std::optional<VarParams> shared_;  // of the slots whose VAR is on; none: there is no such slot
   std::vector<std::pair<std::size_t, Answer>> done_;
   std::list<std::pair<PrefixKey, PromptPrefix>> prefixes_;  // the last used first
 };

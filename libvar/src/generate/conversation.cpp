@@ -84,8 +84,11 @@ std::int64_t Conversation::next_position() const {
   return decoder_->config().position_axes() > 1 ? next_position_ : cache_.length();
 }
 
-void Conversation::count_step(const at::Tensor& selected_rows) {
-  selected_rows_.add_(selected_rows);
+bool Conversation::has_hooks() const {
+  return hooks_.layer || hooks_.attention || hooks_.sink_scores || hooks_.drops_source_mass;
+}
+
+void Conversation::count_step() {
   cache_.advance(1);
   ++next_position_;
 }

@@ -55,9 +55,14 @@ class Conversation {
   /// The rotary position of a token that is generated next.
   std::int64_t next_position() const;
 
-  /// A generated token was run outside, with the sequences of a batch.
-  /// @param selected_rows  [layers]: what VAR changed for it
-  void count_step(const at::Tensor& selected_rows);
+  /// Whether something looks at the passes or changes them: then steps must be run here.
+  bool has_hooks() const;
+
+  /// A generated token was run outside, by a DecodeStep.
+  void count_step();
+
+  /// What VAR changed in such steps. @param selected_rows  [layers]
+  void add_selected_rows(const at::Tensor& selected_rows) { selected_rows_.add_(selected_rows); }
 
   /// Goes on in another cache.
   void move_to(KvCache cache);

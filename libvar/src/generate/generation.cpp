@@ -49,11 +49,16 @@ Generation::Generation(const LoadedModel& model, const Request& request,
       keeps_logits_(request.return_logits),
       max_new_tokens_(max_new_tokens),
       on_text_(std::move(on_text)),
-      sampler_(request.generation),
+      params_(request.generation),
       decoder_(*model.tokenizer) {}
 
-bool Generation::take(const at::Tensor& logits) {
-  token_ = sampler_(logits);
+bool Generation::choose(const at::Tensor& logits) {
+  return take(choose_token(logits, params_, draws()), logits);
+}
+
+bool Generation::take(std::int64_t token, const at::Tensor& logits) {
+  if (token < 0) throw Error("sampler: the logits are not finite");
+  token_ = token;
   if (keeps_logits_) logits_.push_back(logits.to(at::kCPU, at::kFloat).clone());
   if (model_->is_stop_token(*token_)) {
     finish_reason_ = FinishReason::kStop;

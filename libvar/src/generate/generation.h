@@ -44,10 +44,20 @@ class Generation {
              TextCallback on_text);
 
   /// Chooses a token. @param logits  [V]  @return whether the answer goes on
-  bool take(const at::Tensor& logits);
+  bool choose(const at::Tensor& logits);
+
+  /// Takes a token that was chosen. @param logits  [V] that it was chosen from
+  /// @return        whether the answer goes on
+  /// @throws Error  token is -1: the logits are not finite
+  bool take(std::int64_t token, const at::Tensor& logits);
 
   /// The token that was chosen last.
   std::optional<std::int64_t> token() const { return token_; }
+
+  const GenerationParams& params() const { return params_; }
+
+  /// Tokens chosen so far.
+  std::uint64_t draws() const { return tokens_.size(); }
 
   /// Gives the rest of the text and fills text, tokens, finish_reason, logits and the timing of
   /// the decode steps.
@@ -62,7 +72,7 @@ class Generation {
   bool keeps_logits_;
   std::int64_t max_new_tokens_;
   TextCallback on_text_;
-  Sampler sampler_;
+  GenerationParams params_;
   StreamDecoder decoder_;
   std::optional<std::int64_t> token_;
   std::vector<std::int64_t> tokens_;

@@ -1,59 +1,42 @@
 #include "generate/sampler.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cumsum.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/max.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <vector>
+#include <limits>
 
 #include "libvar/error.h"
 
 namespace libvar {
 namespace {
 
-struct Candidate {
-  std::int64_t id;
-  double logit;
-  double probability = 0;
-};
-
-bool more_likely(const Candidate& a, const Candidate& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-}
-
-/// Leaves the k largest and those that equal the k-th.
-void keep_top_k(std::vector<Candidate>& candidates, std::int64_t k) {
-  if (k <= 0 || k >= static_cast<std::int64_t>(candidates.size())) return;
-  const auto kth = candidates.begin() + (k - 1);
-  std::nth_element(candidates.begin(), kth, candidates.end(), more_likely);
-  const double least = kth->logit;
-  std::erase_if(candidates,
-                [least](const Candidate& candidate) { return candidate.logit < least; });
-}
-
-/// Softmax over the candidates. @return false where it is not defined: NaN, or no finite logit
-bool set_probabilities(std::vector<Candidate>& candidates) {
-  double largest = -std::numeric_limits<double>::infinity();
-  for (const Candidate& candidate : candidates) largest = std::max(largest, candidate.logit);
-  double sum = 0;
-  for (Candidate& candidate : candidates) {
-    candidate.probability = std::exp(candidate.logit - largest);
-    sum += candidate.probability;
-  }
-  for (Candidate& candidate : candidates) candidate.probability /= sum;
-  return std::isfinite(sum) && sum > 0;
-}
-
-/// Leaves the smallest set of most likely candidates whose probabilities reach top_p; at least one.
-void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
-  if (top_p >= 1.0) return;
-  std::sort(candidates.begin(), candidates.end(), more_likely);
-  double sum = 0;
-  std::size_t kept = 0;
-  while (kept < candidates.size() && (kept == 0 || sum < top_p))
-    sum += candidates[kept++].probability;
-  candidates.resize(kept);
+/// Probabilities [B, V] of what top_k and top_p keep, 0 elsewhere; not normalised.
+at::Tensor keep_most_likely(const at::Tensor& scaled, const ChoiceSettings& settings) {
+  const auto [sorted, ids] =
+      at::sort(scaled, /*stable=*/true, /*dim=*/-1, /*descending=*/true);  // [B, V]
+  const at::Tensor kth = sorted.gather(-1, settings.top_k.unsqueeze(1).sub(1));
+  const at::Tensor candidates =
+      sorted.masked_fill(sorted < kth, -std::numeric_limits<double>::infinity());
+  const at::Tensor probabilities = at::softmax(candidates, -1);
+  const at::Tensor before = at::cumsum(probabilities, -1).sub(probabilities);
+  // The first is kept whatever top_p is, and top_p 1 keeps all of them.
+  const at::Tensor kept = before.lt(settings.top_p.unsqueeze(1))
+                              .logical_or(settings.top_p.unsqueeze(1).ge(1.0))
+                              .logical_or(before.le(0.0));
+  return at::zeros_like(probabilities)
+      .scatter(-1, ids, probabilities.masked_fill(kept.logical_not(), 0.0));
 }
 
 }  // namespace
@@ -85,33 +68,59 @@ double uniform_draw(std::uint64_t seed, std::uint64_t n) {
   return static_cast<double>(z >> 11) * 0x1.0p-53;
 }
 
-std::int64_t Sampler::operator()(const at::Tensor& logits) {
-  if (params_.temperature == 0.0) return logits.argmax().item<std::int64_t>();
-  const at::Tensor host = logits.to(at::kCPU, at::kFloat).contiguous();
-  const float* values = host.const_data_ptr<float>();
-  std::vector<Candidate> candidates(static_cast<std::size_t>(host.numel()));
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    candidates[i].id = static_cast<std::int64_t>(i);
-    if (std::isnan(values[i])) throw Error("sampler: the logits are not finite");
-    candidates[i].logit = values[i] / params_.temperature;
+ChoiceMethod choice_method(const GenerationParams& params) {
+  if (params.temperature == 0.0) return ChoiceMethod::kGreedy;
+  return params.top_k > 0 || params.top_p < 1.0 ? ChoiceMethod::kDrawFromBest : ChoiceMethod::kDraw;
+}
+
+ChoiceSettings choice_settings(const std::vector<GenerationParams>& params,
+                               std::int64_t vocabulary) {
+  std::vector<double> temperature, top_p;
+  std::vector<std::int64_t> top_k;
+  for (const GenerationParams& one : params) {
+    temperature.push_back(one.temperature);
+    top_k.push_back(one.top_k > 0 ? std::min(one.top_k, vocabulary) : vocabulary);
+    top_p.push_back(one.top_p);
   }
-  keep_top_k(candidates, params_.top_k);
-  if (!set_probabilities(candidates)) throw Error("sampler: the logits are not finite");
-  keep_top_p(candidates, params_.top_p);
-  // In the order of ids, so that the draw does not depend on how ties were sorted.
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
-  double total = 0;
-  for (const Candidate& candidate : candidates) total += candidate.probability;
-  double rest = uniform_draw(params_.seed, draws_++) * total;
-  for (const Candidate& candidate : candidates) {
-    rest -= candidate.probability;
-    if (rest < 0) return candidate.id;
-  }
-  const auto possible =
-      std::find_if(candidates.rbegin(), candidates.rend(),
-                   [](const Candidate& candidate) { return candidate.probability > 0; });
-  return possible->id;
+  return {at::tensor(temperature, at::kDouble), at::tensor(top_k, at::kLong),
+          at::tensor(top_p, at::kDouble)};
+}
+
+at::Tensor choose_tokens(const at::Tensor& logits, const ChoiceSettings& settings,
+                         const at::Tensor& uniforms, ChoiceMethod method) {
+  const auto [largest, greedy] = at::max(logits, -1);
+  const at::Tensor best = at::where(at::isfinite(largest), greedy, -1);
+  if (method == ChoiceMethod::kGreedy) return best;
+  const at::Tensor is_greedy = settings.temperature.eq(0.0);
+  const at::Tensor scaled =
+      logits.to(at::kDouble)
+          .div(at::where(is_greedy, at::ones_like(settings.temperature), settings.temperature)
+                   .unsqueeze(1));
+  const at::Tensor probabilities =
+      method == ChoiceMethod::kDraw ? at::softmax(scaled, -1) : keep_most_likely(scaled, settings);
+  // A scan of a device may round a little differently at each place: only tokens that are possible
+  // count, and where the last sum falls short of the number, the last of them. NaN leaves none.
+  const at::Tensor sums = at::cumsum(probabilities, -1);
+  const at::Tensor possible = probabilities.gt(0.0);
+  const at::Tensor reached =
+      possible.logical_and(sums.gt(sums.select(-1, -1).mul(uniforms).unsqueeze(1)));
+  const std::int64_t vocabulary = logits.size(-1);
+  const at::Tensor ids = at::arange(vocabulary, uniforms.options().dtype(at::kLong));
+  const at::Tensor first = at::where(reached, ids, vocabulary).amin(-1);
+  const at::Tensor last = at::where(possible, ids, -1).amax(-1);
+  const at::Tensor drawn = at::where(first.lt(vocabulary), first, last);
+  return at::where(is_greedy, best, drawn);
+}
+
+std::int64_t choose_token(const at::Tensor& logits, const GenerationParams& params,
+                          std::uint64_t draw) {
+  ChoiceSettings settings = choice_settings({params}, logits.size(-1));
+  for (at::Tensor* tensor : {&settings.temperature, &settings.top_k, &settings.top_p})
+    *tensor = tensor->to(logits.device());
+  const at::Tensor uniform =
+      at::tensor({uniform_draw(params.seed, draw)}, at::kDouble).to(logits.device());
+  return choose_tokens(logits.unsqueeze(0), settings, uniform, choice_method(params))
+      .item<std::int64_t>();
 }
 
 }  // namespace libvar

@@ -10,6 +10,7 @@
 
 #include "device.h"
 #include "generate/conversation.h"
+#include "generate/decode_step.h"
 #include "generate/generation.h"
 #include "generate/prepare_prompt.h"
 #include "libvar/error.h"
@@ -36,11 +37,14 @@ class Session::State {
   State(std::shared_ptr<const Model> model, const SessionOptions& options)
       : model_(std::move(model)),
         loaded_(model_->loaded()),
-        conversation_(loaded_.decoder, options.prefill_chunk) {}
+        conversation_(loaded_.decoder, options.prefill_chunk),
+        step_(loaded_.decoder, /*batch=*/1, options.cuda_graph && loaded_.target.device.is_cuda()) {
+  }
 
   void reset() {
     const c10::InferenceMode inference;
     conversation_.clear();
+    step_.end();
     pending_.reset();
   }
 
@@ -81,12 +85,12 @@ class Session::State {
     caches_changed_ = true;
     const Stopwatch prefill_time;
     if (has_unfed_token()) conversation_.step(*pending_, var);
-    at::Tensor logits = conversation_.prefill(prompt, features, var, max_new_tokens);
+    const at::Tensor logits = conversation_.prefill(prompt, features, var, max_new_tokens);
     synchronize(loaded_.target.device);
     answer.timing.prefill_ms = prefill_time.ms();
 
     Generation generation(loaded_, request, max_new_tokens, on_text);
-    while (generation.take(logits)) logits = conversation_.step(*generation.token(), var);
+    if (generation.choose(logits)) generate(generation, var);
     generation.finish(answer);
     pending_ = generation.token();
     answer.visual_spans = conversation_.visual_spans();
@@ -97,6 +101,26 @@ class Session::State {
     return answer;
   }
 
+  /// Generates behind the first token.
+  void generate(Generation& generation, const VarParams& var) {
+    if (conversation_.has_hooks()) {
+      while (generation.choose(conversation_.step(*generation.token(), var))) {
+      }
+      return;
+    }
+    step_.begin({{*generation.token(), conversation_.length(), conversation_.next_position(),
+                  generation.draws(), var, generation.params()}},
+                conversation_.cache());
+    bool goes_on = true;
+    while (goes_on) {
+      const std::int64_t token = step_.run().front();
+      conversation_.count_step();
+      goes_on = generation.take(token, step_.logits()[0]);
+    }
+    conversation_.add_selected_rows(step_.take_selected_rows().select(1, 0));
+    step_.end();
+  }
+
   /// The last token of an answer has been chosen, but has not passed through the decoder. A stop
   /// token is left to the prompt style, which has it in its separator or does without.
   bool has_unfed_token() const { return pending_ && !loaded_.is_stop_token(*pending_); }
@@ -104,6 +128,7 @@ class Session::State {
   std::shared_ptr<const Model> model_;
   const LoadedModel& loaded_;
   Conversation conversation_;
+  DecodeStep step_;
   std::optional<std::int64_t> pending_;  // the last token of the last answer
   bool caches_changed_ = false;
 };

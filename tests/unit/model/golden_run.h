@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "generate/conversation.h"
+#include "generate/decode_step.h"
 #include "libvar/var_params.h"
 
 namespace libvar::testing {
@@ -59,7 +60,8 @@ inline double relative_error(const at::Tensor& actual, const at::Tensor& expecte
       .item<double>();
 }
 
-/// What a conversation makes of given tokens, one decode step each, behind a prompt.
+/// What a conversation makes of given tokens, one decode step each, behind a prompt. Steps are
+/// captured: the sessions of the other tests run them directly.
 struct Forced {
   at::Tensor logits;  ///< [tokens, V] float32
   at::Tensor phi;     ///< [layers, fed positions]
@@ -73,8 +75,14 @@ inline Forced teacher_forced(const Decoder& decoder, const Sequence& prompt,
   std::vector<at::Tensor> rows{
       conversation.prefill(prompt, features, var, static_cast<std::int64_t>(tokens.size()))
           .to(at::kFloat)};
-  for (std::size_t i = 0; i + 1 < tokens.size(); ++i)
-    rows.push_back(conversation.step(tokens[i], var).to(at::kFloat));
+  DecodeStep step(decoder, 1, /*graphs=*/true);
+  for (std::size_t i = 0; i + 1 < tokens.size(); ++i) {
+    step.begin({{tokens[i], conversation.length(), conversation.next_position(), i, var, {}}},
+               conversation.cache());
+    step.run();
+    conversation.count_step();
+    rows.push_back(step.logits()[0].to(at::kFloat, false, /*copy=*/true));
+  }
   return {at::stack(rows), conversation.cache().all_sink_scores().select(1, 0).clone()};
 }
 

@@ -10,8 +10,10 @@
 #include "catch.h"
 #include "generate/sampler.h"
 #include "libvar/error.h"
+#include "unit/model/tiny_decoder.h"
 
 using namespace libvar;
+using namespace libvar::testing;
 
 namespace {
 
@@ -24,6 +26,20 @@ GenerationParams sampling(double temperature, std::int64_t top_k = 0, double top
   params.seed = seed;
   return params;
 }
+
+/// Chooses one token after another.
+class Sampler {
+ public:
+  explicit Sampler(const GenerationParams& params) : params_(params) {}
+
+  std::int64_t operator()(const at::Tensor& logits) {
+    return choose_token(logits, params_, draws_++);
+  }
+
+ private:
+  GenerationParams params_;
+  std::uint64_t draws_ = 0;
+};
 
 std::vector<double> frequencies(const GenerationParams& params, const at::Tensor& logits,
                                 int draws) {
@@ -116,9 +132,49 @@ TEST_CASE("a seed decides every draw", "[sampler]") {
   CHECK(mean == Approx(0.5).margin(0.015));
 }
 
-TEST_CASE("sampling refuses logits that are not finite", "[sampler]") {
-  Sampler sampler(sampling(1.0));
-  CHECK_THROWS_AS(sampler(at::tensor({0.0, std::nan("")}, at::kDouble)), Error);
+TEST_CASE("no token is chosen from logits that are not finite", "[sampler]") {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const GenerationParams& params :
+       {sampling(0.0), sampling(1.0), sampling(1.0, 1), sampling(1.0, 0, 0.5)}) {
+    const auto choose = [&](const std::vector<double>& logits) {
+      return choose_token(at::tensor(logits, at::kDouble), params, 0);
+    };
+    CHECK(choose({0.0, std::nan("")}) == -1);
+    CHECK(choose({-infinity, -infinity}) == -1);
+    CHECK(choose({infinity, 0.0}) == -1);
+    CHECK(choose({-infinity, 0.0, -infinity}) == 1);
+  }
+}
+
+TEST_CASE("sequences with settings of their own choose as they would alone", "[sampler]") {
+  const std::vector<GenerationParams> params = {sampling(0.0), sampling(1.0, 0, 1.0, 4),
+                                                sampling(0.7, 3, 1.0, 5), sampling(1.3, 0, 0.6, 6),
+                                                sampling(1.0, 900, 0.9, 7)};
+  const at::Tensor logits = random_tensor({5, 300}, 21, 3.0);
+  const ChoiceSettings settings = choice_settings(params, 300);
+  for (std::uint64_t draw = 0; draw < 50; ++draw) {
+    std::vector<double> uniforms;
+    for (const GenerationParams& one : params) uniforms.push_back(uniform_draw(one.seed, draw));
+    const at::Tensor chosen = choose_tokens(logits, settings, at::tensor(uniforms, at::kDouble),
+                                            ChoiceMethod::kDrawFromBest);
+    for (std::int64_t i = 0; i < 5; ++i) {
+      CHECK(chosen[i].item<std::int64_t>() ==
+            choose_token(logits[i], params[static_cast<std::size_t>(i)], draw));
+    }
+  }
+}
+
+TEST_CASE("a uniform number at the end of the scale draws the last possible token", "[sampler]") {
+  const at::Tensor logits = at::tensor({0.0, 1.0, -1000000.0}, at::kDouble).unsqueeze(0);
+  for (const ChoiceMethod method : {ChoiceMethod::kDraw, ChoiceMethod::kDrawFromBest}) {
+    const auto draw = [&](double uniform) {
+      return choose_tokens(logits, choice_settings({sampling(1.0)}, 3),
+                           at::tensor({uniform}, at::kDouble), method)
+          .item<std::int64_t>();
+    };
+    CHECK(draw(0.0) == 0);
+    CHECK(draw(1.0) == 1);
+  }
 }
 
 TEST_CASE("generation parameters out of range are named", "[sampler]") {
