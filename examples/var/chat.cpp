@@ -150,6 +150,7 @@ void add_chat(CLI::App& app, Action& action) {
   flags->prompt.add(*command);
   flags->var.add(*command);
   flags->generation.add(*command);
+  flags->common.weights = "auto";  // many tokens are worth a copy
   flags->common.add(*command, "Type of the computation; auto fits the device");
   command->footer(
       std::string("Lines that start with / are commands:\n") + kHelp +

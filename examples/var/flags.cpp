@@ -62,6 +62,12 @@ void CommonFlags::add(CLI::App& command, const std::string& dtype_help) {
       ->type_name("NAME");
   command.add_option("--dtype", dtype, dtype_help)
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "fp16"}));
+  command
+      .add_option("--weights", weights,
+                  "On a CPU: map the file (loaded at once), copy it into memory (more tokens per "
+                  "second) or auto: copy where there is memory for it")
+      ->check(CLI::IsMember({"auto", "copy", "map"}))
+      ->capture_default_str();
   command.add_option("--threads", threads, "Threads of the CPU; all by default")
       ->check(check_positive)
       ->type_name("N");
@@ -87,6 +93,7 @@ std::shared_ptr<const libvar::Model> load_model(const std::string& path, const C
   libvar::LoadOptions options;
   options.device = flags.device;
   options.dtype = flags.dtype;
+  options.weights = flags.weights;
   options.on_progress = [&bar](std::int64_t done, std::int64_t total) {
     InterruptScope::check();
     bar.update(done, total);

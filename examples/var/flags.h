@@ -17,7 +17,7 @@ namespace var_command {
 
 /// --device, --dtype, --threads and --log-level, which every subcommand has.
 struct CommonFlags {
-  std::string device = "auto", dtype = "auto", log_level = "warning";
+  std::string device = "auto", dtype = "auto", weights = "map", log_level = "warning";
   int threads = 0;
 
   /// @param dtype_help  what --dtype means here

@@ -29,6 +29,7 @@ void QuestionFlags::add(CLI::App& command) {
       ->capture_default_str();
   command.add_flag("--json", json, "Print the summary as a JSON object");
   var.add(command);
+  common.weights = "auto";  // many tokens are worth a copy
   common.add(command, "Type of the computation; auto fits the device");
 }
 

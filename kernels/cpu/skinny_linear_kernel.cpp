@@ -1,11 +1,9 @@
 // skinny_linear on the CPU, one build per capability.
 //
 // Work split: one call does a range of weight rows. Memory: each weight row comes from memory once.
-// Of one input row that stays in the first cache beside what streams through, the weight rows are
-// one sequential stream, the fastest that a core can read. Longer and more input rows come from the
-// second cache again and again, so several weight rows side by side share each load of them; pairs
-// of input rows after the first find the weight rows in the cache. The processor fetches a stream
-// ahead by itself, but each 4 KiB page anew: the first lines of a page are asked for early.
+// A core reads fastest when it has a few streams in different places: the range is cut into as many
+// parts as sums fit into registers, one row of each part is done at a time, and they share each
+// load of the input. Pairs of input rows after the first find the weight rows in the cache.
 //
 // Sums: 32 lanes of floats, those of a block added to those of the blocks before, and nothing
 // fused, so that all builds give the same bits and a row's bits do not depend on the other rows.
@@ -21,24 +19,17 @@ namespace libvar::cpu::LIBVAR_CPU_NAMESPACE {
 namespace {
 
 // Bytes of a weight row whose products are added up before they are added to the row's: keeps the
-// rounding error small at any K. A page, so that each block has one to ask for.
+// rounding error small at any K.
 constexpr std::int64_t kBlockBytes = 4096;
-
-// How far ahead of a block a page is asked for, and how many of its lines. Measured: 2 to 6 pages
-// and 2 to 4 lines do equally well, more lines or several places in a page worse.
-constexpr std::int64_t kBytesAhead = 2 * kBlockBytes;
-constexpr std::int64_t kLinesAhead = 4;
-constexpr std::int64_t kLineBytes = 64;
-
-// Bytes of an input row that stay in the first cache while a weight row streams through it.
-constexpr std::int64_t kStayingBytes = 12288;
 
 // Weights that are multiples of a scale for each row.
 template <typename W>
 constexpr bool kIsQuantized = std::is_same_v<W, std::int8_t>;
 
-// Sums that fit into registers beside a group of the weight.
-constexpr int kSumsAtOnce = kLanes == 16 ? 8 : kLanes == 8 ? 2 : 1;
+// Weight rows that are read side by side, of one input row and of a pair. Measured with 512-bit
+// registers: 3 and 4 are the best, 2 and 8 read a tenth less.
+constexpr int kStreams = kLanes == 16 ? 4 : kLanes == 8 ? 2 : 1;
+constexpr int kStreamsOfPair = kLanes == 16 ? 4 : 1;
 
 /// Sums of products in 32 lanes of floats. W: element of the weight; T: of input and output.
 template <typename W, typename T>
@@ -93,8 +84,8 @@ struct GroupSums {
   }
 };
 
-// How the products of a dtype are added up, for one sum at a time and for several.
-template <typename W, typename T, int sums>
+// How the products of a dtype are added up.
+template <typename W, typename T>
 struct ArithmeticOf {
   using Type = GroupSums<W, T>;
 };
@@ -149,74 +140,17 @@ struct PairSums {
   static LIBVAR_INLINE float total(const Sum& sum) { return sum_of(sum.first + sum.second); }
 };
 
-/// The same sums in registers of half the width: alone with its input, a weight row is read faster
-/// by loads of 32 bytes.
-struct NarrowPairSums {
-  using Input = Bfloat16;
-
-  struct Sum {
-    __m256 part[4];
-  };
-
-  struct Weight {
-    __m256i part[4];
-  };
-
-  static constexpr std::int64_t kPart = kLanes;
-  static constexpr std::int64_t kStep = PairSums::kStep;
-
-  static LIBVAR_INLINE Weight load_weight(const Bfloat16* source) {
-    Weight weight;
-    __builtin_memcpy(&weight, source, sizeof(weight));
-    return weight;
-  }
-
-  static LIBVAR_INLINE Weight load_partial_weight(const Bfloat16* source, std::int64_t count) {
-    const PairSums::Weight weight = PairSums::load_partial_weight(source, count);
-    return {{_mm512_castsi512_si256(weight.first), _mm512_extracti64x4_epi64(weight.first, 1),
-             _mm512_castsi512_si256(weight.second), _mm512_extracti64x4_epi64(weight.second, 1)}};
-  }
-
-  static LIBVAR_INLINE void add_products(Sum& sum, const Weight& weight, const Input* input) {
-    const Weight x = load_weight(input);
-    for (int i = 0; i < 4; ++i) {
-      sum.part[i] = _mm256_dpbf16_ps(sum.part[i], reinterpret_cast<__m256bh>(weight.part[i]),
-                                     reinterpret_cast<__m256bh>(x.part[i]));
-    }
-  }
-
-  static LIBVAR_INLINE void add_sum(Sum& sum, const Sum& x) {
-    for (int i = 0; i < 4; ++i) sum.part[i] += x.part[i];
-  }
-
-  static LIBVAR_INLINE float total(const Sum& sum) {
-    const __m256 low = sum.part[0] + sum.part[2];
-    const __m256 high = sum.part[1] + sum.part[3];
-    return sum_of(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1));
-  }
-};
-
-template <int sums>
-struct ArithmeticOf<Bfloat16, Bfloat16, sums> {
-  using Type = PairSums;
-};
-
 template <>
-struct ArithmeticOf<Bfloat16, Bfloat16, 1> {
-  using Type = NarrowPairSums;
+struct ArithmeticOf<Bfloat16, Bfloat16> {
+  using Type = PairSums;
 };
 #endif
 
-LIBVAR_INLINE void ask_for_page(const void* source) {
-  for (std::int64_t line = 0; line < kLinesAhead; ++line) {
-    _mm_prefetch(static_cast<const char*>(source) + kBytesAhead + line * kLineBytes, _MM_HINT_T0);
-  }
-}
-
-/// The weight rows [n, n + outputs) times the input rows [m, m + inputs).
+/// The weight rows n, n + apart, ... times the input rows [m, m + inputs).
 template <typename W, typename T, int inputs, int outputs>
-LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int64_t n) {
-  using Arithmetic = typename ArithmeticOf<W, T, inputs * outputs>::Type;
+LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int64_t n,
+                            std::int64_t apart) {
+  using Arithmetic = typename ArithmeticOf<W, T>::Type;
   using Input = typename Arithmetic::Input;
   using Sum = typename Arithmetic::Sum;
   constexpr std::int64_t kStep = Arithmetic::kStep;
@@ -225,7 +159,7 @@ LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int
   const W* weight[outputs];
   const Input* input[inputs];
   for (int o = 0; o < outputs; ++o)
-    weight[o] = static_cast<const W*>(linear.weight) + (n + o) * linear.weight_stride;
+    weight[o] = static_cast<const W*>(linear.weight) + (n + o * apart) * linear.weight_stride;
   for (int i = 0; i < inputs; ++i) {
     input[i] = reinterpret_cast<const Input*>(linear.prepared_input +
                                               (m + i) * prepared_row_bytes(linear.in_features));
@@ -240,7 +174,6 @@ LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int
   Sum sum[inputs][outputs] = {};
   for (std::int64_t start = 0; start < whole; start += kBlock) {
     const std::int64_t end = start + kBlock < whole ? start + kBlock : whole;
-    for (int o = 0; o < outputs; ++o) ask_for_page(weight[o] + start);
     Sum block[inputs][outputs] = {};
     for (std::int64_t k = start; k < end; k += kStep) {
       add_step(block, k, [](const W* source) { return Arithmetic::load_weight(source); });
@@ -254,48 +187,45 @@ LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int
              [rest](const W* source) { return Arithmetic::load_partial_weight(source, rest); });
   }
   for (int o = 0; o < outputs; ++o) {
+    const std::int64_t row = n + o * apart;
     const float bias = linear.bias == nullptr
                            ? 0.0f
-                           : load_partial(static_cast<const T*>(linear.bias) + n + o, 1)[0];
-    T* output = static_cast<T*>(linear.output) + m * linear.out_features + n + o;
+                           : load_partial(static_cast<const T*>(linear.bias) + row, 1)[0];
+    T* output = static_cast<T*>(linear.output) + m * linear.out_features + row;
     for (int i = 0; i < inputs; ++i) {
       float total = Arithmetic::total(sum[i][o]);
-      if constexpr (kIsQuantized<W>) total *= linear.weight_scale[n + o];
+      if constexpr (kIsQuantized<W>) total *= linear.weight_scale[row];
       store_partial(output + i * linear.out_features, broadcast(total + bias), 1);
     }
   }
 }
 
-/// The weight rows [n, n + outputs) times all input rows.
-template <typename W, typename T, int outputs>
-LIBVAR_INLINE void run_outputs(const SkinnyLinear& linear, std::int64_t n) {
-  std::int64_t m = 0;
-  if constexpr (2 * outputs <= kSumsAtOnce) {
-    for (; m + 2 <= linear.num_rows; m += 2) run_tile<W, T, 2, outputs>(linear, m, n);
+/// The weight rows [begin, end) times all input rows, `streams` of them at a time.
+template <typename W, typename T, int streams>
+LIBVAR_INLINE void run_streams(const SkinnyLinear& linear, std::int64_t begin, std::int64_t end) {
+  const std::int64_t apart = (end - begin) / streams;
+  for (std::int64_t n = begin; n < begin + apart; ++n) {
+    std::int64_t m = 0;
+    if constexpr (streams <= kStreamsOfPair) {
+      for (; m + 2 <= linear.num_rows; m += 2) run_tile<W, T, 2, streams>(linear, m, n, apart);
+    }
+    for (; m < linear.num_rows; ++m) run_tile<W, T, 1, streams>(linear, m, n, apart);
   }
-  for (; m < linear.num_rows; ++m) run_tile<W, T, 1, outputs>(linear, m, n);
+  if constexpr (streams > 1) run_streams<W, T, 1>(linear, begin + apart * streams, end);
 }
 
 template <typename W, typename T>
 void run_rows(const SkinnyLinear& linear, std::int64_t begin, std::int64_t end) {
-  using Input = typename ArithmeticOf<W, T, 1>::Type::Input;
-  const auto input_bytes = linear.in_features * static_cast<std::int64_t>(sizeof(Input));
-  const bool is_one_stream = linear.num_rows == 1 && input_bytes <= kStayingBytes;
-  std::int64_t n = begin;
-  if (!is_one_stream) {
-    if (linear.num_rows == 1) {
-      for (; n + kSumsAtOnce <= end; n += kSumsAtOnce) run_outputs<W, T, kSumsAtOnce>(linear, n);
-    } else if constexpr (kSumsAtOnce > 1) {
-      constexpr int kOutputs = kSumsAtOnce / 2;
-      for (; n + kOutputs <= end; n += kOutputs) run_outputs<W, T, kOutputs>(linear, n);
-    }
+  if (linear.num_rows == 1) {
+    run_streams<W, T, kStreams>(linear, begin, end);
+  } else {
+    run_streams<W, T, kStreamsOfPair>(linear, begin, end);
   }
-  for (; n < end; ++n) run_outputs<W, T, 1>(linear, n);
 }
 
 template <typename W, typename T>
 void prepare(const T* row, std::int64_t in_features, std::byte* target) {
-  using Arithmetic = typename ArithmeticOf<W, T, 2>::Type;
+  using Arithmetic = typename ArithmeticOf<W, T>::Type;
   auto* elements = reinterpret_cast<typename Arithmetic::Input*>(target);
   for (std::int64_t k = 0; k < in_features; k += Arithmetic::kStep) {
     Arithmetic::prepare(row + k, in_features - k, elements + k);

@@ -21,10 +21,12 @@ inline constexpr std::int64_t kDefaultFirstLayer = 2;
 /// The parts of a model in memory. Immutable once it is made.
 class LoadedModel {
  public:
-  /// @param tensors  tensors by canonical name; those used in place are shared
+  /// @param tensors    tensors by canonical name; those used in place are shared
+  /// @param on_copied  gets each tensor that is not used in place
   LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
               std::unique_ptr<Tokenizer> model_tokenizer, const TensorMap& tensors,
-              const ComputeTarget& compute_target, const ProgressCallback& on_progress);
+              const ComputeTarget& compute_target, const ProgressCallback& on_progress,
+              WeightReader::CopiedCallback on_copied = {});
 
   /// The same weights, shared, with other sink dimensions.
   LoadedModel(const LoadedModel& other, SinkDimensions sink_dimensions);

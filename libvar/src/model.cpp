@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "archive/archive.h"
+#include "archive/mapped_file.h"
 #include "decoder/sequence.h"
 #include "device.h"
 #include "families/family.h"
@@ -23,6 +24,9 @@ namespace libvar {
 namespace {
 
 constexpr std::int64_t kMaxCudaHeadDim = 256;  // ops.h: attention
+
+/// What is left free beside a copy of the weights that nobody asked for.
+constexpr std::int64_t kHeadroomBytes = std::int64_t{2} << 30;
 
 std::string gigabytes(std::int64_t bytes) {
   return c10::str((bytes + 50'000'000) / 1'000'000'000, ".",
@@ -62,6 +66,34 @@ at::ScalarType choose_dtype(const Archive& archive, const LoadOptions& options, 
   return dtype;
 }
 
+/// Bytes of all tensors at the dtype of the computation.
+std::int64_t weight_bytes(const TensorMap& tensors, at::ScalarType dtype) {
+  std::int64_t bytes = bytes_to_convert(tensors, dtype);
+  for (const auto& [name, tensor] : tensors) {
+    if (tensor.scalar_type() == dtype || tensor.scalar_type() == at::kChar || is_scale_name(name))
+      bytes += static_cast<std::int64_t>(tensor.nbytes());
+  }
+  return bytes;
+}
+
+bool copies_weights(const Archive& archive, const LoadOptions& options,
+                    const ComputeTarget& target) {
+  if (options.weights != "auto" && options.weights != "copy" && options.weights != "map") {
+    throw ConfigError(c10::str("weights: expected auto, copy or map, got '", options.weights, "'"));
+  }
+  if (!target.device.is_cpu() || options.weights == "map") return false;
+  const std::int64_t needed = weight_bytes(archive.tensors(), target.dtype),
+                     available = available_host_bytes();
+  if (options.weights == "auto")
+    return available >= 0 && needed + needed / 8 + kHeadroomBytes <= available;
+  if (available >= 0 && needed > available) {
+    throw ResourceError(c10::str(archive.path().string(), ": a copy of the weights needs ",
+                                 gigabytes(needed), " of memory, but only ", gigabytes(available),
+                                 " are available; mapped they need none"));
+  }
+  return true;
+}
+
 std::unique_ptr<Tokenizer> read_tokenizer(const Archive& archive, const ModelConfig& config) {
   try {
     std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(archive.files());
@@ -93,17 +125,20 @@ std::unique_ptr<LoadedModel> load_archive(const std::filesystem::path& path,
   target.device = device;
   target.dtype = choose_dtype(archive, options, device);
   target.fuse_projections = !device.is_cpu();
+  target.copies_weights = copies_weights(archive, options, target);
   return std::make_unique<LoadedModel>(std::move(config), archive.manifest(), std::move(tokenizer),
-                                       archive.tensors(), target, options.on_progress);
+                                       archive.tensors(), target, options.on_progress,
+                                       forget_pages);
 }
 
 }  // namespace
 
 LoadedModel::LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
                          std::unique_ptr<Tokenizer> model_tokenizer, const TensorMap& tensors,
-                         const ComputeTarget& compute_target, const ProgressCallback& on_progress)
+                         const ComputeTarget& compute_target, const ProgressCallback& on_progress,
+                         WeightReader::CopiedCallback on_copied)
     : LoadedModel(std::move(model_config), std::move(archive_manifest), std::move(model_tokenizer),
-                  WeightReader(tensors, compute_target, on_progress)) {}
+                  WeightReader(tensors, compute_target, on_progress, std::move(on_copied))) {}
 
 LoadedModel::LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
                          std::unique_ptr<Tokenizer> model_tokenizer, const WeightReader& weights)

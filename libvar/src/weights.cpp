@@ -15,9 +15,10 @@
 namespace libvar {
 
 WeightReader::WeightReader(const TensorMap& tensors, ComputeTarget target,
-                           ProgressCallback on_progress)
+                           ProgressCallback on_progress, CopiedCallback on_copied)
     : tensors_(&tensors), target_(target), progress_(std::make_shared<Progress>()) {
   progress_->callback = std::move(on_progress);
+  progress_->on_copied = std::move(on_copied);
   for (const auto& [name, tensor] : tensors)
     progress_->total_bytes += static_cast<std::int64_t>(tensor.nbytes());
 }
@@ -39,23 +40,31 @@ const at::Tensor& WeightReader::find(const std::string& name, at::IntArrayRef sh
   return found->second;
 }
 
-void WeightReader::report(const at::Tensor& tensor) const {
-  progress_->done_bytes += static_cast<std::int64_t>(tensor.nbytes());
+void WeightReader::report(const at::Tensor& source, bool is_copied) const {
+  if (is_copied && progress_->on_copied) progress_->on_copied(source);
+  progress_->done_bytes += static_cast<std::int64_t>(source.nbytes());
   if (progress_->callback) progress_->callback(progress_->done_bytes, progress_->total_bytes);
 }
 
-at::Tensor WeightReader::read(const std::string& name, at::IntArrayRef shape) const {
-  const at::Tensor& source = find(name, shape);
-  at::Tensor result = source.to(target_.device, target_.dtype);
-  report(source);
+at::Tensor WeightReader::place(const at::Tensor& source, at::ScalarType dtype) const {
+  at::Tensor result;
+  if (target_.device.is_cpu() && target_.copies_weights) {
+    result = progress_->memory.empty(source.sizes(), dtype);
+    result.copy_(source);
+  } else {
+    result = source.to(target_.device, dtype);
+  }
+  report(source, !result.is_same(source));
   return result;
+}
+
+at::Tensor WeightReader::read(const std::string& name, at::IntArrayRef shape) const {
+  return place(find(name, shape), target_.dtype);
 }
 
 at::Tensor WeightReader::read_as_stored(const std::string& name, at::IntArrayRef shape) const {
   const at::Tensor& source = find(name, shape);
-  at::Tensor result = source.to(target_.device);
-  report(source);
-  return result;
+  return place(source, source.scalar_type());
 }
 
 bool WeightReader::is_quantized(const std::string& name, at::IntArrayRef shape) const {
@@ -76,7 +85,7 @@ at::Tensor WeightReader::read_stacked(const std::vector<std::string>& names,
     const at::Tensor& source = find(names[i], shapes[i]);
     result.narrow(0, begin, shapes[i][0]).copy_(source);
     begin += shapes[i][0];
-    report(source);
+    report(source, /*is_copied=*/true);
   }
   return result;
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "huge_pages.h"
 #include "libvar/request.h"
 
 namespace libvar {
@@ -23,16 +24,22 @@ struct ComputeTarget {
   at::ScalarType dtype = at::kFloat;
   bool fuse_projections =
       false;  ///< one buffer for projections of one input; costs a copy of the weights
+  /// On the CPU: weights are copied into huge pages, in place of being used where they are.
+  bool copies_weights = false;
 };
 
 /// Hands out a model's tensors on the device and in the dtype of the computation.
 ///
-/// A tensor that is already there is used in place, so that a mapped file stays the only copy;
-/// every other one is copied once, straight from the mapping.
+/// Unless the target copies weights, a tensor that is already there is used in place, so that a
+/// mapped file stays the only copy; every other one is copied once, straight from the mapping.
 class WeightReader {
  public:
+  /// Gets each tensor of which a copy was made.
+  using CopiedCallback = std::function<void(const at::Tensor&)>;
+
   /// @param tensors  must outlive the reader, not what it hands out
-  WeightReader(const TensorMap& tensors, ComputeTarget target, ProgressCallback on_progress = {});
+  WeightReader(const TensorMap& tensors, ComputeTarget target, ProgressCallback on_progress = {},
+               CopiedCallback on_copied = {});
 
   /// The same reader for names that begin with `prefix`.
   WeightReader scope(const std::string& prefix) const;
@@ -58,13 +65,18 @@ class WeightReader {
   const ComputeTarget& target() const { return target_; }
 
  private:
+  /// What a reader and its scopes share.
   struct Progress {
     ProgressCallback callback;
+    CopiedCallback on_copied;
     std::int64_t done_bytes = 0, total_bytes = 0;
+    HugePageArena memory;
   };
 
   const at::Tensor& find(const std::string& name, at::IntArrayRef shape) const;
-  void report(const at::Tensor& tensor) const;
+  /// The tensor where it is computed with.
+  at::Tensor place(const at::Tensor& source, at::ScalarType dtype) const;
+  void report(const at::Tensor& source, bool is_copied) const;
 
   const TensorMap* tensors_;
   ComputeTarget target_;

@@ -73,6 +73,14 @@ at::Tensor tensor_view(const std::shared_ptr<const MappedFile>& file, std::uint6
       data, shape, [file](void*) {}, at::TensorOptions().dtype(dtype));
 }
 
+void forget_pages(const at::Tensor& view) {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(view.const_data_ptr());
+  const std::uintptr_t first = (begin + page - 1) / page * page;
+  const std::uintptr_t end = (begin + view.nbytes()) / page * page;
+  if (first < end) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+}
+
 std::int64_t checked_numel(const std::vector<std::int64_t>& shape) {
   std::int64_t numel = 1;
   bool empty = false;

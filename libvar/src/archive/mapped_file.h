@@ -45,6 +45,11 @@ class MappedFile {
 at::Tensor tensor_view(const std::shared_ptr<const MappedFile>& file, std::uint64_t offset,
                        const std::vector<std::int64_t>& shape, at::ScalarType dtype);
 
+/// The pages that lie in a tensor of the file leave this process's memory; read again, they come
+/// back from the file.
+/// @param view  made by tensor_view
+void forget_pages(const at::Tensor& view);
+
 /// Elements of a shape, or -1 where a dimension is negative or the number of bytes would not fit in
 /// 62 bits.
 std::int64_t checked_numel(const std::vector<std::int64_t>& shape);

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "huge_pages.h"
+
 namespace libvar {
 namespace {
 
@@ -14,6 +16,7 @@ namespace {
 at::Tensor grown(const at::Tensor& old, at::IntArrayRef sizes, std::int64_t dim,
                  std::int64_t length, const at::TensorOptions& options) {
   at::Tensor result = at::empty(sizes, options);
+  advise_huge_pages(result);
   if (length > 0) result.narrow(dim, 0, length).copy_(old.narrow(dim, 0, length));
   return result;
 }

@@ -262,6 +262,34 @@ TEST_CASE("weights that are on the device in the right dtype are used in place",
         at::kBFloat16);
 }
 
+TEST_CASE("weights are copied where the target says so, and the source is told", "[decoder]") {
+  TinyDecoder tiny = make_tiny_decoder();
+  tiny.tensors["model.scale"] = at::ones({7}).to(at::kChar);
+  ComputeTarget copies;
+  copies.copies_weights = true;
+  std::vector<const void*> copied;
+  const WeightReader reader(tiny.tensors, copies, {}, [&](const at::Tensor& source) {
+    copied.push_back(source.const_data_ptr());
+  });
+  std::vector<at::Tensor> found;
+  for (const auto& [name, source] : tiny.tensors) {
+    found.push_back(reader.read_as_stored(name, source.sizes()));
+    CHECK(found.back().const_data_ptr() != source.const_data_ptr());
+    CHECK(reinterpret_cast<std::uintptr_t>(found.back().const_data_ptr()) % 64 == 0);
+    CHECK(copied.back() == source.const_data_ptr());
+  }
+  std::size_t i = 0;  // none was overwritten by a later one
+  for (const auto& [name, source] : tiny.tensors) CHECK(at::equal(found[i++], source));
+  CHECK(copied.size() == tiny.tensors.size());
+
+  copied.clear();
+  const WeightReader in_place(tiny.tensors, ComputeTarget(), {}, [&](const at::Tensor& source) {
+    copied.push_back(source.const_data_ptr());
+  });
+  in_place.read("model.norm.weight", {448});
+  CHECK(copied.empty());
+}
+
 TEST_CASE("a weight that is missing or of another shape is named", "[decoder]") {
   TinyDecoder tiny = make_tiny_decoder();
   using Catch::Matchers::Contains;
