@@ -3,7 +3,7 @@
 #   bench/carry.sh             beforehand, where Debian's packages are: packs the rest into build/carry
 #   bench/gpu.sh [OUT]         builds for the GPU at hand, runs the CUDA tests, then the benchmarks; JSON into OUT
 #   bench/gpu.sh --dry-run     without a GPU: builds the same for sm_90, runs the CUDA list's cases at small sizes on the CPU
-# Environment: PYTHON (python3), ARCH (90), JOBS (all cores), PARTS ("tests kernels peers").
+# Environment: PYTHON (python3), ARCH (90), JOBS (all cores), PARTS ("tests kernels peers model").
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -21,7 +21,7 @@ command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLIBVAR_KERNELS_ONLY=ON -DLIBVAR_WERROR=OFF -DLIBVAR_CUDA=ON \
   -DCMAKE_CUDA_ARCHITECTURES="${ARCH:-90}" -DLibTorch_ROOT="$torch" -DLIBVAR_PYTHON="$(command -v "$python")" \
   -DCMAKE_PREFIX_PATH="$PWD/build/carry/usr" "${launcher[@]}" >"$build.log" 2>&1 || { cat "$build.log"; exit 1; }
-cmake --build "$build" ${JOBS:+-j "$JOBS"} --target libvar_ops test_cuda bench_kernels
+cmake --build "$build" ${JOBS:+-j "$JOBS"} --target libvar_ops test_cuda bench_kernels bench_model
 say built
 commit=$(cat build/carry/COMMIT 2>/dev/null || git rev-parse HEAD)
 context=--benchmark_context=commit=$commit
@@ -32,6 +32,7 @@ if [ -n "$dry" ]; then
     { cat "$build/dry_run.txt"; exit 1; }
   grep -E 'note:' "$build/dry_run.txt" || say "all outputs right: $(grep -c 'A/A spread' "$build/dry_run.txt") cases"
   "$python" bench/kernels/peers.py --device cpu --grid cuda --tiny --ops "$build/lib/libvar_ops.so" --out "$build/dry_run_peers.json" --commit "$commit"
+  "$python" bench/model/bench_model.py --module "$build/lib/bench_model.so" --device cpu --dtype fp32 --quick || true  # SKIPPED without transformers
   say "dry run done: nothing was measured"
   exit 0
 fi
@@ -39,7 +40,7 @@ fi
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader
 mkdir -p "$out"
 name=$(date +%F)-$("$python" -c 'import torch; print(torch.cuda.get_device_name(0).lower().replace(" ", "-"))')
-for part in ${PARTS:-tests kernels peers}; do
+for part in ${PARTS:-tests kernels peers model}; do
   case $part in
     tests) LIBVAR_REQUIRE_CUDA=1 "$build/bin/test_cuda" || echo "TESTS FAILED: what follows is not to be trusted" ;;
     kernels)
@@ -48,6 +49,9 @@ for part in ${PARTS:-tests kernels peers}; do
     peers)
       "$python" bench/kernels/peers.py --device cuda --ops "$build/lib/libvar_ops.so" --out "$out/$name-peers.json" --commit "$commit" ||
         echo "peers failed" ;;
+    model)  # needs transformers in that Python
+      "$python" bench/model/bench_model.py --module "$build/lib/bench_model.so" --device cuda --commit "$commit" \
+        --out "$out/$name-model.json" || echo "model failed" ;;
   esac
   say "$part done"
 done

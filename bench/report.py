@@ -47,6 +47,13 @@ NORM = {"libvar": ("libvar: norm and φ", "libvar"), "libvar_no_phi": ("libvar: 
 LINEAR = {"libvar": ("libvar", "libvar"), "linear": ("at::linear", "plain"), "read": ("a read of the weight", "plain")}
 
 
+MODEL = {"libvar": ("libvar, VAR on", "libvar"), "libvar_off": ("libvar, VAR off", "own"),
+         "libvar_no_graph": ("libvar, VAR on, no CUDA graph", "libvar"),
+         "transformers_sdpa": ("transformers, SDPA", "plain"), "transformers_eager": ("transformers, eager", "plain"),
+         "transformers_eager_var": ("transformers, eager, VAR on", "moves"),
+         "bound": ("the bound: one pass over weights and cache", "plain")}
+
+
 MODELS = {(32, 32): "LLaVA-1.5-7B", (32, 8): "InternVL2-8B", (28, 4): "Qwen2-VL-7B"}  # by heads and key heads
 
 
@@ -106,7 +113,7 @@ def newest_runs(folder):
         run = read_run(path)
         if run.context.get("sizes") == "tiny":
             raise ValueError(f"{path}: made with --tiny, no measurement")
-        kind = "peers" if path.stem.endswith("-peers") else "kernels"
+        kind = next((k for k in ("peers", "model", "model-2threads") if path.stem.endswith("-" + k)), "kernels")
         group = runs.setdefault((run.context["device"], run.machine()), {})
         if kind not in group or group[kind].context["date"] < run.context["date"]:
             group[kind] = run
@@ -133,6 +140,9 @@ def heading(case):
         return ", ".join(parts)
     if case.op == "redistribute":
         return f"[1, {sizes['heads']}, {sizes['rows']}, {sizes['keys']}] {case.dtype}"
+    if case.op in ("decode", "prefill"):
+        return (f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {sizes['layers']} layers, {case.dtype}, "
+                f"{sizes['keys']} {'keys' if case.op == 'decode' else 'tokens'}")
     if case.op == "skinny_linear":
         return f"{sizes['rows']} of {sizes['in']} -> {sizes['out']} {case.dtype}"
     return f"[{sizes['rows']}, {sizes['hidden']}] {case.dtype}"
@@ -181,9 +191,9 @@ def table(header, rows):
     return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
-def bars_table(run):
+def bars_table(runs):
     rows = []
-    for case in run.cases.values():
+    for run, case in ((run, case) for run in runs for case in run.cases.values()):
         spread = case.values.get("aa_spread", 0.0)
         for a, b, value, low, high, at_most, at_least in case.ratios():
             if at_most is None and at_least is None:
@@ -230,6 +240,31 @@ def memory_table(cases):
             *table(["case", "`libvar`", "`eager_redistributed`"], rows)] if rows else []
 
 
+def model_tables(runs):
+    """Decode and prefill of whole decoders: one table each, the runs with one thread and with two below one another."""
+    lines = []
+    for op, title, unit in (("decode", "Decode, whole decoder", "ms per token"),
+                            ("prefill", "Prefill, whole decoder", "ms")):
+        rows, names = [], []
+        cases = [(run, case) for run in runs for case in run.cases.values() if case.op == op]
+        for name in MODEL:
+            if any(case.median(name) for _, case in cases):
+                names.append(name)
+        for run, case in cases:
+            base = case.median("libvar")
+            bound = case.median("bound")
+            row = [heading(case), run.context["threads"], f"{1e6 / base:.1f}" if op == "decode" else "",
+                   f"{100 * bound / base:.0f} %" if bound else ""]
+            for name in names:
+                us = case.median(name)
+                row.append("" if us is None else f"{us / 1e3:.1f}" + (f" ({us / base:.2f}×)" if name != "libvar" else ""))
+            rows.append(row)
+        if rows:
+            lines += [f"### {title}", "", f"{unit}; in brackets multiples of `libvar`'s", "",
+                      *table(["model", "threads", "tokens/s", "share of bound", *(f"`{n}`" for n in names)], rows)]
+    return lines
+
+
 def panels(cases, names, most=9):
     result = []
     for case in cases:
@@ -239,7 +274,7 @@ def panels(cases, names, most=9):
     return result
 
 
-def figures(device, run):
+def figures(device, run, whole):
     """{file name: (svg, sentence that says what it shows)}"""
     where = "one thread" if device == "cpu" else run.machine()
     chosen = [c for c in run.cases.values() if c.median("libvar") and not c.hot and c.sizes.get("sinks", 8) == 8]
@@ -270,6 +305,11 @@ def figures(device, run):
         subtitle = f"time with it over time of the same kernel without it, bf16, {where}"
         add("price", charts.costs("What redistribution costs", subtitle, price), "The price of redistribution")
     moves = [c for c in chosen if c.op == "redistribute"]
+    for op, title in (("decode", "One decode step of a whole decoder"), ("prefill", "Prefill of a whole decoder")):
+        cases = [c for r in whole[:1] for c in r.cases.values() if c.op == op]
+        if cases:
+            add(f"model_{op}", charts.bars(title, f"{cases[0].dtype}, {where}, random weights; shorter is better",
+                                           panels(cases, MODEL)), f"{title} beside its peers")
     if moves:
         add("redistribute",
             charts.bars("redistribute on attention probabilities", f"{where}; shorter is better",
@@ -298,7 +338,8 @@ def machine_lines(run, group):
 INTRO = """\
 # Benchmarks
 
-<!-- Written by bench/report.py from bench/results/*.json; `./dev bench kernels` makes both anew. Do not edit. -->
+<!-- Written by bench/report.py from bench/results/*.json; `./dev bench kernels` and `./dev bench model` make both anew. Do not
+edit. -->
 
 `./dev bench kernels` checks every output against double precision, then times (bench/README.md says how). A ratio is the
 median over rounds in which every variant runs once, in random order, in one process, each call on the next of several
@@ -307,16 +348,22 @@ reaches. A bar holds if the ratio is within it plus that spread; above a spread 
 brackets after a time are multiples of libvar's. **Share of ceiling**: bytes each read or written once over libvar's time,
 against the read rate (CPU) or copy rate (GPU) of the same run; for many rows, operations against the rate of a bf16
 matrix product; for `redistribute`, the time of a copy of the same tensor over libvar's.
+
+Whole decoders (`./dev bench model`) have random weights and as many layers as is said; libvar and transformers use the same
+tensors. Eight visual tokens are sinks, VAR may change every layer. A CPU's **bound** is a read of all weights and the cache
+in the same rounds, a GPU's a copy of as many bytes.
 """
 
 
 def section(device, machine, group, lines, pictures):
     run = with_peers(group["kernels"], group.get("peers"))
     lines += [f"## {'CPU' if device == 'cpu' else 'GPU'}: {machine}", "", *machine_lines(run, group)]
-    for name, (svg, sentence) in figures(device, run).items():
+    whole = [group[kind] for kind in ("model", "model-2threads") if kind in group]
+    for name, (svg, sentence) in figures(device, run, whole).items():
         pictures[name] = svg
         lines += [f"![{sentence}](images/{name})", ""]
-    lines += ["### Bars", "", *(bars_table(run) or ["No case of this run has a bar.", ""])]
+    bars = bars_table([run, *(r for r in whole if r.context["threads"] == "1" or device == "cuda")])
+    lines += ["### Bars", "", *(bars or ["No case of this run has a bar.", ""]), *model_tables(whole)]
     timed = {op: [c for c in run.cases.values() if c.op == op and c.median("libvar")]
              for op in ("attention", "redistribute", "rms_norm", "skinny_linear")}
     one_row = [c for c in timed["attention"] if c.sizes["rows"] == 1]

@@ -13,6 +13,13 @@ endforeach()
 set_tests_properties(bench_kernels bench_kernels_cuda_grid bench_kernels_finds_wrong_attention
   bench_kernels_finds_wrong_redistribute bench_kernels_finds_wrong_rms_norm bench_kernels_finds_wrong_skinny_linear
   PROPERTIES LABELS cpu TIMEOUT 600 ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=PASSIVE")
+# Whole decoders beside transformers, at small sizes: outputs are compared with and without VAR.
+if(LIBVAR_PYTHON)
+  add_test(NAME bench_model COMMAND "${LIBVAR_PYTHON}" "${PROJECT_SOURCE_DIR}/bench/model/bench_model.py"
+    --module $<TARGET_FILE:bench_model> --device cpu --dtype fp32 --quick)
+  set_tests_properties(bench_model PROPERTIES LABELS python TIMEOUT 600 SKIP_REGULAR_EXPRESSION "SKIPPED"
+    ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=PASSIVE")
+endif()
 # Written by hand, a number of docs/benchmarks.md could say anything.
 find_program(LIBVAR_SYSTEM_PYTHON python3 REQUIRED)
 add_test(NAME bench_page COMMAND "${LIBVAR_SYSTEM_PYTHON}" "${PROJECT_SOURCE_DIR}/bench/report.py" --check)

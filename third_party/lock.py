@@ -12,6 +12,8 @@ DIRECT = {
     "requirements.txt": ["torch==2.11.0", "numpy==2.3.5"],
     "requirements-nvcc.txt": ["nvidia-cuda-nvcc==13.0.88", "nvidia-cuda-crt==13.0.88", "nvidia-nvvm==13.0.88",
                               "nvidia-cuda-cccl==13.0.85"],
+    "requirements-bench.txt": ["transformers==5.17.0",  # and what torch has already
+                               "numpy==2.3.5", "filelock==4.2.11", "fsspec==2026.9.0", "typing-extensions==4.16.0"],
 }
 PYTHON_VERSIONS = ["3.11", "3.12"]  # Debian 12, Ubuntu 24.04
 
@@ -29,7 +31,7 @@ def resolve(requirements, python_version, with_dependencies):
 def main():
     name = sys.argv[1] if len(sys.argv) > 1 else "requirements.txt"
     requirements = DIRECT[name]
-    with_dependencies = name == "requirements.txt"  # nvcc runs beside the CUDA runtime that torch pins
+    with_dependencies = name != "requirements-nvcc.txt"  # nvcc runs beside the CUDA runtime that torch pins
     hashes = {}
     pinned = requirements
     for python_version in PYTHON_VERSIONS:  # the versions found for the first hold for the others

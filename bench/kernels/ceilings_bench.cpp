@@ -8,6 +8,7 @@
 
 #include "kernels/cases.h"
 #include "kernels/machine.h"
+#include "read_all.h"
 
 namespace libvar::bench {
 namespace {

@@ -9,9 +9,6 @@ namespace libvar::bench {
 
 std::size_t last_level_cache_bytes();
 
-/// Reads all bytes (whole 64 of them) and gives back something that depends on each.
-std::uint64_t read_all(const void* data, std::size_t bytes);
-
 /// Puts processor, GPU and versions into the context of Google Benchmark's report.
 void describe_machine(const Options& options, int threads);
 

@@ -18,14 +18,16 @@ import datetime
 import json
 import math
 import os
+import pathlib
 import random
-import re
-import statistics
 import sys
 import time
 
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from rounds import aa_spread, cpu_name, describe_ratio, describe_times, interleaved  # noqa: E402
 
 TAU, RHO, P, MIN_VISUAL_MASS = 20.0, 0.8, 0.6, 0.2
 HEAD_DIM = 128
@@ -247,19 +249,6 @@ class CudaTimer:
         return begin.elapsed_time(end) * 1e3 / self.num_sets
 
 
-def quantile(values, q):
-    values = sorted(values)
-    place = q * (len(values) - 1)
-    below = int(place)
-    above = min(below + 1, len(values) - 1)
-    return values[below] + (place - below) * (values[above] - values[below])
-
-
-def median_interval(values):
-    half = 0.98 * math.sqrt(len(values)) / (len(values) - 1)
-    return quantile(values, max(0.0, 0.5 - half)), quantile(values, min(1.0, 0.5 + half))
-
-
 def run_case(shape, size, device, rounds):
     # Several times the cache, as bench_kernels has it; at most as many as keep the set-up short.
     bytes_each = 2 * size.kv_heads * size.keys * HEAD_DIM * torch.empty(0, dtype=size.dtype).element_size()
@@ -285,25 +274,12 @@ def run_case(shape, size, device, rounds):
             continue
         variants[name] = run
     timer = (CudaTimer if device == "cuda" else CpuTimer)(variants, num_sets)
-    samples = {name: [] for name in variants}
-    order = list(variants)
-    for round_index in range(rounds + 2):
-        random.shuffle(order)
-        for name in order:
-            us = timer.call_us(name)
-            if round_index >= 2:
-                samples[name].append(us)
+    samples = interleaved(variants, rounds, 2, timer.call_us)
     for name, times in samples.items():
-        result[f"us/{name}/median"] = statistics.median(times)
-        result[f"us/{name}/min"] = min(times)
-        result[f"us/{name}/p10"], result[f"us/{name}/p90"] = quantile(times, 0.1), quantile(times, 0.9)
-        if name.startswith("libvar"):
-            continue
-        quotients = [a / b for a, b in zip(times, samples["libvar"])]
-        result[f"ratio/{name}/libvar"] = statistics.median(quotients)
-        result[f"ratio_low/{name}/libvar"], result[f"ratio_high/{name}/libvar"] = median_interval(quotients)
-    low, high = median_interval([a / b for a, b in zip(samples["libvar"], samples["libvar_again"])])
-    result["aa_spread"] = max(abs(low - 1), abs(high - 1))
+        describe_times(result, name, times)
+        if not name.startswith("libvar"):
+            describe_ratio(result, name, "libvar", samples)
+    result["aa_spread"] = aa_spread(samples, "libvar", "libvar_again")
     result["label"] = "; ".join(notes)
     medians = [f"{name} {result[f'us/{name}/median']:.1f} us" for name in samples]
     print(result["name"], *medians, *notes, sep="\n    ", flush=True)
@@ -321,12 +297,6 @@ def tiny(shape):
     kv_heads = min(shape.kv_heads, 2)
     return dataclasses.replace(shape, kv_heads=kv_heads, heads=kv_heads * (shape.heads // shape.kv_heads),
                                rows=min(shape.rows, 20), keys=150)
-
-
-def cpu_name():
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        found = re.search(r"model name\s*: (.*)", file.read())
-    return found.group(1) if found else "unknown"
 
 
 def main():

@@ -7,6 +7,7 @@
 
 #include "kernels/cases.h"
 #include "kernels/machine.h"
+#include "read_all.h"
 #include "libvar/ops.h"
 #include "reference/linear_oracle.h"
 
