@@ -20,6 +20,10 @@ LIBVAR_DEVICE float to_float(float x) {
   return x;
 }
 
+LIBVAR_DEVICE float to_float(std::int8_t x) {
+  return x;
+}
+
 LIBVAR_DEVICE float to_float(__half x) {
   return __half2float(x);
 }

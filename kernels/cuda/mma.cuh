@@ -151,23 +151,34 @@ struct __attribute__((may_alias, aligned(16))) Vector {
   std::uint32_t word[4];
 };
 
-/// Loads 16 bytes at from + offset that are read once and need no place in L1; zeros, and nothing
-/// is read, where `valid` is false. The address is a multiple of 16. Not ld.global.nc: the compiler
-/// moves those over barriers, down to their use.
-template <typename T>
-LIBVAR_DEVICE Vector load_once(const T* from, std::int64_t offset, bool valid) {
+/// How long a load's bytes are wanted.
+enum class Use { kOnce, kAgain };
+
+/// Loads 16 bytes at from + offset; zeros, and nothing is read, where `valid` is false. The address
+/// is a multiple of 16. kOnce: they need no place in L1. Not ld.global.nc: the compiler moves those
+/// over barriers, down to their use.
+template <Use use, typename T>
+LIBVAR_DEVICE Vector load_if(const T* from, std::int64_t offset, bool valid) {
   Vector result;
 #if defined(__CUDACC__)
-  asm volatile(
-      "{\n\t"
-      ".reg .pred valid;\n\t"
-      "setp.ne.b32 valid, %5, 0;\n\t"
-      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n\t"
-      "@valid ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n\t"
-      "}"
-      : "=&r"(result.word[0]), "=&r"(result.word[1]), "=&r"(result.word[2]), "=&r"(result.word[3])
-      : "l"(from + offset), "r"(static_cast<int>(valid))
-      : "memory");
+#define LIBVAR_LOAD_IF(instruction)                                                                \
+  asm volatile(                                                                                    \
+      "{\n\t"                                                                                      \
+      ".reg .pred valid;\n\t"                                                                      \
+      "setp.ne.b32 valid, %5, 0;\n\t"                                                              \
+      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n\t"                            \
+      "@valid " instruction                                                                        \
+      " {%0, %1, %2, %3}, [%4];\n\t"                                                               \
+      "}"                                                                                          \
+      : "=&r"(result.word[0]), "=&r"(result.word[1]), "=&r"(result.word[2]), "=&r"(result.word[3]) \
+      : "l"(from + offset), "r"(static_cast<int>(valid))                                           \
+      : "memory")
+  if constexpr (use == Use::kOnce) {
+    LIBVAR_LOAD_IF("ld.global.L1::no_allocate.L2::128B.v4.u32");
+  } else {
+    LIBVAR_LOAD_IF("ld.global.v4.u32");
+  }
+#undef LIBVAR_LOAD_IF
 #else
   result = {};
   if (!valid) return result;
@@ -176,6 +187,11 @@ LIBVAR_DEVICE Vector load_once(const T* from, std::int64_t offset, bool valid) {
   std::memcpy(&result, from + offset, sizeof(result));
 #endif
   return result;
+}
+
+template <typename T>
+LIBVAR_DEVICE Vector load_once(const T* from, std::int64_t offset, bool valid) {
+  return load_if<Use::kOnce>(from, offset, valid);
 }
 
 /// Elements of a Vector.

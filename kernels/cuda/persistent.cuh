@@ -6,14 +6,13 @@
 
 namespace libvar::cuda {
 
-/// Launches as many blocks as the device holds at once, at most `num_blocks`, each of which would
-/// have enough to do.
+/// How many of `num_blocks` the device holds at once.
 template <typename Arguments>
-cudaError_t launch_persistent(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
-                              std::size_t shared_bytes, cudaStream_t stream,
-                              const Arguments& arguments) {
+cudaError_t resident_blocks(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
+                            std::size_t shared_bytes, std::int64_t* resident) {
   int device = 0;
   int num_multiprocessors = 0;
+  *resident = num_blocks;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device);
@@ -25,11 +24,41 @@ cudaError_t launch_persistent(void (*kernel)(Arguments), std::int64_t num_blocks
       error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel,
                                                             num_threads, shared_bytes);
     }
-    const std::int64_t resident = std::int64_t{num_multiprocessors} * per_multiprocessor;
-    if (num_blocks > resident) num_blocks = resident;
+    const std::int64_t most = std::int64_t{num_multiprocessors} * per_multiprocessor;
+    if (num_blocks > most) *resident = most;
   }
+  return error;
+}
+
+/// Launches as many blocks as the device holds at once, at most `num_blocks`, each of which would
+/// have enough to do.
+template <typename Arguments>
+cudaError_t launch_persistent(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
+                              std::size_t shared_bytes, cudaStream_t stream,
+                              const Arguments& arguments) {
+  std::int64_t resident = 0;
+  const cudaError_t error =
+      resident_blocks(kernel, num_blocks, num_threads, shared_bytes, &resident);
   if (error != cudaSuccess) return error;
-  return launch(kernel, num_blocks, num_threads, shared_bytes, stream, arguments);
+  return launch(kernel, resident, num_threads, shared_bytes, stream, arguments);
+}
+
+/// As launch_persistent, but with no more blocks than keep the number of rounds: where the device
+/// holds 100 blocks at once and the work is that of 110, 55 blocks take two pieces each instead of
+/// 10 blocks that all others wait for.
+template <typename Arguments>
+cudaError_t launch_even(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
+                        std::size_t shared_bytes, cudaStream_t stream, const Arguments& arguments,
+                        Start start = Start::kAfterPrevious) {
+  std::int64_t resident = 0;
+  const cudaError_t error =
+      resident_blocks(kernel, num_blocks, num_threads, shared_bytes, &resident);
+  if (error != cudaSuccess) return error;
+  if (resident > 0) {
+    const std::int64_t rounds = (num_blocks + resident - 1) / resident;
+    num_blocks = (num_blocks + rounds - 1) / rounds;
+  }
+  return launch(kernel, num_blocks, num_threads, shared_bytes, stream, arguments, start);
 }
 
 }  // namespace libvar::cuda

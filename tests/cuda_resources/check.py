@@ -52,7 +52,7 @@ def short_name(name):
             name = name[:i]
             break
     name = re.sub(r"\((?:int|bool|unsigned int)\)", "", name)
-    return name.replace("__nv_bfloat16", "bf16").replace("__half", "fp16").replace("float", "fp32")
+    return name.replace("signed char", "int8").replace("__nv_bfloat16", "bf16").replace("__half", "fp16").replace("float", "fp32")
 
 
 def parse(text):

@@ -22,6 +22,7 @@ _vectors = _of("cuda/vectors.cuh", "redistribute")
 _redistribute = _of("cuda/redistribute.cuh", "redistribute")
 _norms = _of("cuda/norms.cuh", "norms")
 _rotary = _of("cuda/rotary.cuh", "rotary")
+_skinny = _of("cuda/skinny_linear.cuh", "skinny_linear")
 _ranges = _of("cuda/attention.cuh", "attention_kernels")
 _fragments = _of("cuda/attention_fragments.cuh", "attention_kernels")
 _rows = _of("cuda/attention_rows.cuh", "attention_kernels")
@@ -139,6 +140,28 @@ MUTANTS = [
            "store_vector(residual, (v * kThreads + thread) * kElements, size, hidden_aligned,\n"
            "                   rounded_sum<T>(row[v], added[v]));"),
     _norms("a token too wide for its kernel", "if (num_vectors <= 256 * 2)", "if (num_vectors <= 256 * 3)"),
+    # --- linear maps of a few rows ---
+    _skinny("input is read before the previous kernel has ended", "  wait_for_previous_kernel();\n", ""),
+    _skinny("a row's end that is no whole vector is left out", "lane; v < num_vectors;", "lane; v < num_whole;"),
+    _skinny("the end of a row is taken by the wrong lane", "(num_whole + kWarpSize - 1 - lane)", "(num_whole + lane)"),
+    _skinny("a warp's second weight row is its first again", "n + r % kOutputs;\n  return", "n;\n  return"),
+    _skinny("an output past the last is written", "if (n >= args.out_features) n = args.out_features - 1;", ""),
+    _skinny("a warp's next row is asked for as the present one", "step.load(args, next, lane, num_whole);",
+            "step.load(args, n, lane, num_whole);"),
+    _skinny("rows apart by no multiple of 16 bytes are read in vectors",
+            "(reinterpret_cast<std::uintptr_t>(rows) | step) %", "reinterpret_cast<std::uintptr_t>(rows) %"),
+    _skinny("the second vector of input meets the elements of the first", "const int place = part * kVectorSize<T> + e;",
+            "const int place = e;"),
+    _skinny("int8 has no sign", "vector.word[place / 4] ^ 0x80808080u", "vector.word[place / 4]"),
+    _skinny("an exchange sends what it keeps", "upper ? x[i] : x[i + kHalf], kOffset",
+            "upper ? x[i + kHalf] : x[i], kOffset"),
+    _skinny("blocks of vectors are never ended", "if (first / kWarpSize % kSkinnyBlock == 0) add_block", "if (false) add_block"),
+    _skinny("a step that crosses the end of a row is taken as whole", "load_some<false>(args, n, first, num_whole);",
+            "load_some<true>(args, n, first, num_whole);"),
+    _skinny("all rows have the first scale", "matrix.scale[n]", "matrix.scale[0]"),
+    _skinny("gate and partner change places", "r < Shape::kOutputs ? finished(args.first, n, own) : finished(args.second, n, own)",
+            "r < Shape::kOutputs ? finished(args.second, n, own) : finished(args.first, n, own)"),
+    _skinny("silu is not rounded before the product", "to_float(from_float<T>(silu(to_float(value))))", "silu(to_float(value))"),
     # --- attention: fragment maps ---
     _fragments("keys are loaded in the map of values", "&keys[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]",
                "&keys[lane % 16][lane / 16 * 8]"),

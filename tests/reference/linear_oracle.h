@@ -35,4 +35,23 @@ inline LinearResult linear(const std::vector<double>& input, const std::vector<d
   return result;
 }
 
+struct SwigluResult {
+  std::vector<double> output;                ///< [M, N]
+  std::vector<double> gate_slope, up_slope;  ///< [M, N] how output answers to errors of the maps
+};
+
+/// silu(gate) * up of two linear maps; both maps, silu and the product are rounded by `round`.
+template <typename Round>
+SwigluResult swiglu(const LinearResult& gate, const LinearResult& up, const Round& round) {
+  SwigluResult result;
+  for (std::size_t i = 0; i < gate.output.size(); ++i) {
+    const double g = round(gate.output[i]), u = round(up.output[i]);
+    const double share = 1.0 / (1.0 + std::exp(-g)), silu = round(g * share);
+    result.output.push_back(round(silu * u));
+    result.gate_slope.push_back(std::fabs(share * (1.0 + g * (1.0 - share)) * u));
+    result.up_slope.push_back(std::fabs(silu));
+  }
+  return result;
+}
+
 }  // namespace libvar::reference

@@ -43,6 +43,35 @@ TEST_CASE("every thread of the grid runs once with its own indices", "[simt]") {
   });
 }
 
+TEST_CASE("a kernel that starts beside the previous one meets its writes when it waits", "[simt]") {
+  struct Arguments {
+    const int* input;
+    int* seen;
+    bool waits;
+  };
+
+  const auto kernel = +[](Arguments args) {
+    if (args.waits) libvar::cuda::wait_for_previous_kernel();
+    *args.seen = *args.input;
+  };
+  for (const auto start :
+       {libvar::cuda::Start::kAfterPrevious, libvar::cuda::Start::kBesidePrevious}) {
+    for (const bool waits : {false, true}) {
+      int input = 1, seen = 0;
+      simt::set_previous_kernel([&] { input = 2; });
+      CHECK(libvar::cuda::launch(kernel, 1, 32, 0, nullptr, Arguments{&input, &seen, waits},
+                                 start) == cudaSuccess);
+      CHECK(seen == (start == libvar::cuda::Start::kAfterPrevious || waits ? 2 : 1));
+    }
+  }
+  simt::set_previous_kernel(nullptr);
+}
+
+TEST_CASE("bytes of two words are chosen as CUDA defines", "[simt]") {
+  CHECK(__byte_perm(0x33221100u, 0x77665544u, 0x7520u) == 0x77552200u);
+  CHECK(__byte_perm(0x33221100u, 0x77665544u, 0x0146u) == 0x00114466u);
+}
+
 TEST_CASE("shuffles, votes and atomics do what CUDA defines", "[simt]") {
   for_all_lane_orders([] {
     int sum = 0;

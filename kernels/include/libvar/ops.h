@@ -78,9 +78,10 @@ inline constexpr int kMaxSkinnyRows = 8;
 /// Numerics: products and sums in float32, the bias added before the one rounding to the dtype;
 /// error within kLinearBound (numerics.h). Products of half types, with each other and with int8,
 /// are exact. A row's bits do not depend on the other rows nor on threads. On a CPU with bfloat16
-/// dot products bfloat16 subnormal numbers count as 0. CUDA calls at::linear and has its numerics;
-/// of an int8 weight it makes a copy in the dtype of input at each call.
-/// Cost: one read of weight from memory, whatever the number of rows.
+/// dot products bfloat16 subnormal numbers count as 0. On CUDA at::linear, with its numerics, takes
+/// what it is faster at, and weights in the dtype of input whose rows do not start at multiples of
+/// 16 bytes (decision 0019).
+/// Cost: one read of weight from memory, whatever the number of rows; no host synchronisation.
 at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias = std::nullopt,
                          const std::optional<at::Tensor>& weight_scale = std::nullopt);

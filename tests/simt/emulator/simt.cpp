@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "fiber.h"
@@ -348,6 +349,27 @@ void run_grid(Size3 grid, Size3 block, std::size_t shared_bytes,
     run_block();
     check_canary(shared_bytes);
   }
+}
+
+namespace {
+
+std::function<void()>& rest_of_previous_kernel() {
+  static std::function<void()> rest;
+  return rest;
+}
+
+}  // namespace
+
+void set_previous_kernel(std::function<void()> rest) {
+  rest_of_previous_kernel() = std::move(rest);
+}
+
+void begin_kernel(bool starts_beside_previous) {
+  if (!starts_beside_previous) wait_for_previous_kernel();
+}
+
+void wait_for_previous_kernel() {
+  if (const auto rest = std::exchange(rest_of_previous_kernel(), nullptr)) rest();
 }
 
 int lane_index() {

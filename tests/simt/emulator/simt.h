@@ -75,6 +75,17 @@ inline constexpr int kNumMultiprocessors = 2;
 /// @throws simt::Error  for everything named above; what the body throws is passed on
 void run_grid(Size3 grid, Size3 block, std::size_t shared_bytes, const std::function<void()>& body);
 
+/// What the stream's previous kernel still has to write, for the next launch. It is done before the
+/// kernel starts or, where that is launched to start beside the previous one, when its first thread
+/// waits.
+void set_previous_kernel(std::function<void()> rest);
+
+/// Called at each launch.
+void begin_kernel(bool starts_beside_previous);
+
+/// griddepcontrol.wait
+void wait_for_previous_kernel();
+
 /// Where in a kernel something was called.
 struct Site {
   const char* file;

@@ -120,15 +120,36 @@ void compare_redistribute(at::ScalarType dtype, std::int64_t keys) {
 TEST_CASE("CUDA's skinny_linear equals the CPU's", "[linear][cuda]") {
   if (!have_gpu()) return;
   for (const at::ScalarType dtype : kDtypes) {
-    INFO(dtype);
-    const at::Tensor input = at::randn({2, 4, 640}).to(dtype);
-    const at::Tensor weight = at::randn({33, 640}).to(dtype);
-    const at::Tensor bias = at::randn({33}).to(dtype);
-    const at::Tensor cpu = libvar::skinny_linear(input, weight, bias);
-    const at::Tensor gpu = libvar::skinny_linear(on_gpu(input), on_gpu(weight), on_gpu(bias));
-    CHECK(gpu.is_contiguous());
-    CHECK(largest_difference(gpu, cpu) <=
-          (1e-5 + 2 * unit_of(dtype)) * cpu.abs().max().item<double>());
+    for (const std::int64_t in_features : {1, 7, 33, 256, 640, 4096, 11008}) {
+      for (const std::int64_t rows : {1, 2, 3, 8}) {
+        INFO(dtype << ", M " << rows << ", K " << in_features);
+        const at::Tensor input = at::randn({rows, in_features}).to(dtype);
+        const at::Tensor bias = at::randn({1031}).to(dtype);
+        // Rows at multiples of 16 bytes where the size allows it, and elsewhere.
+        const at::Tensor wide = at::randn({1031, in_features + 1}).to(dtype);
+        const at::Tensor integers =
+            at::randint(-128, 128, {1031, in_features}, at::kLong).to(at::kChar);
+        const at::Tensor scale = at::rand({1031}).mul(0.02);
+        const auto compare = [&](const at::Tensor& weight, const std::optional<at::Tensor>& scales,
+                                 const at::Tensor& gpu_weight) {
+          const at::Tensor cpu = libvar::skinny_linear(input, weight, bias, scales);
+          const at::Tensor gpu =
+              libvar::skinny_linear(on_gpu(input), gpu_weight, on_gpu(bias), on_gpu(scales));
+          CHECK(gpu.is_contiguous());
+          CHECK(largest_difference(gpu, cpu) <=
+                (1e-5 + 2 * unit_of(dtype)) * cpu.abs().max().item<double>());
+          return gpu;
+        };
+        const at::Tensor weight = cut(wide, 1, 0, in_features).contiguous();
+        compare(weight, std::nullopt, on_gpu(weight));
+        compare(cut(wide, 1, 0, in_features), std::nullopt, cut(on_gpu(wide), 1, 0, in_features));
+        const at::Tensor gpu = compare(integers, scale, on_gpu(integers));
+        // An output's bits depend on its own rows alone.
+        CHECK(at::equal(libvar::skinny_linear(on_gpu(input[rows - 1]), on_gpu(integers),
+                                              on_gpu(bias), on_gpu(scale)),
+                        gpu[rows - 1]));
+      }
+    }
   }
 }
 
