@@ -73,6 +73,42 @@ void check_num_sink_dims(const char* op, const at::Tensor& sink_dims, int least)
                     sink_dims.sym_size(0));
 }
 
+void check_skinny_input(const char* op, const at::Tensor& input) {
+  check_floating(op, "input", input);
+  TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) >= 1, op,
+                    ": expected input of shape [..., K] with K > 0, got ", input.sym_sizes());
+  const c10::SymInt num_rows = input.sym_numel() / input.sym_size(-1);
+  TORCH_CHECK_VALUE(num_rows <= kMaxSkinnyRows, op, ": expected at most ", kMaxSkinnyRows,
+                    " rows of input, got ", num_rows);
+}
+
+/// The names of a linear map's tensors in messages.
+struct LinearNames {
+  const char* weight;
+  const char* bias;
+  const char* scale;
+};
+
+void check_linear_map(const char* op, const LinearNames& names, const at::Tensor& input,
+                      const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                      const std::optional<at::Tensor>& scale) {
+  check_dtype(op, names.weight, weight, scale.has_value() ? at::kChar : input.scalar_type());
+  check_rank(op, names.weight, weight, 2, "[N, K]");
+  check_shape(op, names.weight, weight, {weight.sym_size(0), input.sym_size(-1)});
+  check_last_dim_contiguous(op, names.weight, weight);
+  check_device(op, names.weight, weight, input);
+  if (bias.has_value()) {
+    check_dtype(op, names.bias, *bias, input.scalar_type());
+    check_shape(op, names.bias, *bias, {weight.sym_size(0)});
+    check_device(op, names.bias, *bias, input);
+  }
+  if (scale.has_value()) {
+    check_dtype(op, names.scale, *scale, at::kFloat);
+    check_shape(op, names.scale, *scale, {weight.sym_size(0)});
+    check_device(op, names.scale, *scale, input);
+  }
+}
+
 }  // namespace
 
 RedistributionRule check_rule(const char* op, const RuleArguments& arguments) {
@@ -148,27 +184,24 @@ void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias,
                          const std::optional<at::Tensor>& weight_scale) {
   const char* op = "skinny_linear";
-  check_floating(op, "input", input);
-  TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) >= 1, op,
-                    ": expected input of shape [..., K] with K > 0, got ", input.sym_sizes());
-  const c10::SymInt num_rows = input.sym_numel() / input.sym_size(-1);
-  TORCH_CHECK_VALUE(num_rows <= kMaxSkinnyRows, op, ": expected at most ", kMaxSkinnyRows,
-                    " rows of input, got ", num_rows);
-  check_dtype(op, "weight", weight, weight_scale.has_value() ? at::kChar : input.scalar_type());
-  check_rank(op, "weight", weight, 2, "[N, K]");
-  check_shape(op, "weight", weight, {weight.sym_size(0), input.sym_size(-1)});
-  check_last_dim_contiguous(op, "weight", weight);
-  check_device(op, "weight", weight, input);
-  if (bias.has_value()) {
-    check_dtype(op, "bias", *bias, input.scalar_type());
-    check_shape(op, "bias", *bias, {weight.sym_size(0)});
-    check_device(op, "bias", *bias, input);
-  }
-  if (weight_scale.has_value()) {
-    check_dtype(op, "weight_scale", *weight_scale, at::kFloat);
-    check_shape(op, "weight_scale", *weight_scale, {weight.sym_size(0)});
-    check_device(op, "weight_scale", *weight_scale, input);
-  }
+  check_skinny_input(op, input);
+  check_linear_map(op, {"weight", "bias", "weight_scale"}, input, weight, bias, weight_scale);
+}
+
+void check_skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
+                         const at::Tensor& up_weight, const std::optional<at::Tensor>& gate_bias,
+                         const std::optional<at::Tensor>& up_bias,
+                         const std::optional<at::Tensor>& gate_scale,
+                         const std::optional<at::Tensor>& up_scale) {
+  const char* op = "skinny_swiglu";
+  check_skinny_input(op, input);
+  TORCH_CHECK_VALUE(gate_scale.has_value() == up_scale.has_value(), op,
+                    ": expected scales for both weights or for none, got ",
+                    gate_scale.has_value() ? "gate_scale" : "up_scale", " alone");
+  check_linear_map(op, {"gate_weight", "gate_bias", "gate_scale"}, input, gate_weight, gate_bias,
+                   gate_scale);
+  check_linear_map(op, {"up_weight", "up_bias", "up_scale"}, input, up_weight, up_bias, up_scale);
+  check_shape(op, "up_weight", up_weight, gate_weight.sym_sizes());
 }
 
 void check_rotate_and_cache(const RotaryTensors& tensors) {

@@ -52,6 +52,13 @@ void check_skinny_linear(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias,
                          const std::optional<at::Tensor>& weight_scale);
 
+/// skinny_swiglu: gate and up each as skinny_linear's map, of the same sizes, both or neither int8.
+void check_skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
+                         const at::Tensor& up_weight, const std::optional<at::Tensor>& gate_bias,
+                         const std::optional<at::Tensor>& up_bias,
+                         const std::optional<at::Tensor>& gate_scale,
+                         const std::optional<at::Tensor>& up_scale);
+
 /// The tensors of rotate_and_cache.
 struct RotaryTensors {
   const at::Tensor& query;

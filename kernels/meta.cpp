@@ -73,6 +73,19 @@ at::Tensor skinny_linear_meta(const at::Tensor& input, const at::Tensor& weight,
   return empty_contiguous(sizes, input, input.scalar_type());
 }
 
+at::Tensor skinny_swiglu_meta(const at::Tensor& input, const at::Tensor& gate_weight,
+                              const at::Tensor& up_weight,
+                              const std::optional<at::Tensor>& gate_bias,
+                              const std::optional<at::Tensor>& up_bias,
+                              const std::optional<at::Tensor>& gate_scale,
+                              const std::optional<at::Tensor>& up_scale) {
+  checks::check_skinny_swiglu(input, gate_weight, up_weight, gate_bias, up_bias, gate_scale,
+                              up_scale);
+  c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
+  sizes.back() = gate_weight.sym_size(0);
+  return empty_contiguous(sizes, input, input.scalar_type());
+}
+
 at::Tensor rotate_and_cache_meta(const at::Tensor& query, const at::Tensor& key,
                                  const at::Tensor& value, const at::Tensor& sink_scores,
                                  const at::Tensor& cos, const at::Tensor& sin,
@@ -108,6 +121,7 @@ TORCH_LIBRARY_IMPL(libvar, Meta, m) {
   m.impl("rms_norm_sink_scores", &libvar::rms_norm_sink_scores_meta);
   m.impl("add_rms_norm_sink_scores", &libvar::add_rms_norm_sink_scores_meta);
   m.impl("skinny_linear", &libvar::skinny_linear_meta);
+  m.impl("skinny_swiglu", &libvar::skinny_swiglu_meta);
   m.impl("rotate_and_cache", &libvar::rotate_and_cache_meta);
   m.impl("_redistribute", &libvar::redistribute_meta);
   m.impl("_redistribute_", &libvar::redistribute_in_place_meta);

@@ -21,6 +21,9 @@ using AddRmsNormSignature = std::tuple<at::Tensor, at::Tensor>(at::Tensor&, cons
                                                                double);
 using SkinnyLinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&,
                                          const OptionalTensor&, const OptionalTensor&);
+using SkinnySwigluSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         const OptionalTensor&, const OptionalTensor&,
+                                         const OptionalTensor&, const OptionalTensor&);
 using RotateAndCacheSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, at::Tensor&, at::Tensor&,
@@ -181,6 +184,14 @@ at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& weight_scale) {
   static const auto op = find_op<SkinnyLinearSignature>("libvar::skinny_linear");
   return op.call(input, weight, bias, weight_scale);
+}
+
+at::Tensor skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
+                         const at::Tensor& up_weight, const OptionalTensor& gate_bias,
+                         const OptionalTensor& up_bias, const OptionalTensor& gate_scale,
+                         const OptionalTensor& up_scale) {
+  static const auto op = find_op<SkinnySwigluSignature>("libvar::skinny_swiglu");
+  return op.call(input, gate_weight, up_weight, gate_bias, up_bias, gate_scale, up_scale);
 }
 
 at::Tensor rotate_and_cache(const RotaryInputs& inputs, const at::Tensor& places,

@@ -5,7 +5,7 @@
 // and `attention` are thin wrappers (ops.cpp) over the ops with a leading underscore, which take
 // all that the typed functions of ops.h take: general classes, head rule, parameters per sequence,
 // traces. A device implements each of
-//     sink_scores  rms_norm_sink_scores  add_rms_norm_sink_scores  skinny_linear
+//     sink_scores  rms_norm_sink_scores  add_rms_norm_sink_scores  skinny_linear  skinny_swiglu
 //     rotate_and_cache  _redistribute  _redistribute_  _attention
 // once, and so does meta.cpp. `sources` and `targets` are ClassSets, `head_rule` is a HeadRule, as
 // integers.
@@ -27,6 +27,10 @@ TORCH_LIBRARY(libvar, m) {
   m.def(
       "skinny_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? weight_scale=None) "
       "-> Tensor",
+      tags);
+  m.def(
+      "skinny_swiglu(Tensor input, Tensor gate_weight, Tensor up_weight, Tensor? gate_bias=None, "
+      "Tensor? up_bias=None, Tensor? gate_scale=None, Tensor? up_scale=None) -> Tensor",
       tags);
   m.def(
       "rotate_and_cache(Tensor query, Tensor key, Tensor value, Tensor sink_scores, Tensor cos, "
@@ -69,9 +73,10 @@ TORCH_LIBRARY(libvar, m) {
 }
 
 TORCH_LIBRARY_IMPL(libvar, Autograd, m) {
-  for (const char* op : {"sink_scores", "rms_norm_sink_scores", "add_rms_norm_sink_scores",
-                         "skinny_linear", "rotate_and_cache", "redistribute", "redistribute_",
-                         "attention", "_redistribute", "_redistribute_", "_attention"}) {
+  for (const char* op :
+       {"sink_scores", "rms_norm_sink_scores", "add_rms_norm_sink_scores", "skinny_linear",
+        "skinny_swiglu", "rotate_and_cache", "redistribute", "redistribute_", "attention",
+        "_redistribute", "_redistribute_", "_attention"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

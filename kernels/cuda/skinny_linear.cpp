@@ -1,10 +1,12 @@
-// skinny_linear on CUDA: the checks, the choice between our kernel and at::linear, its arguments.
+// skinny_linear and skinny_swiglu on CUDA: the checks, the choice between our kernel and
+// at::linear, its arguments.
 
 #include "cuda/skinny_linear.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/silu.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -96,9 +98,35 @@ at::Tensor skinny_linear_cuda(const at::Tensor& input, const at::Tensor& weight,
              });
 }
 
+at::Tensor skinny_swiglu_cuda(const at::Tensor& input, const at::Tensor& gate_weight,
+                              const at::Tensor& up_weight,
+                              const std::optional<at::Tensor>& gate_bias,
+                              const std::optional<at::Tensor>& up_bias,
+                              const std::optional<at::Tensor>& gate_scale,
+                              const std::optional<at::Tensor>& up_scale) {
+  checks::check_skinny_swiglu(input, gate_weight, up_weight, gate_bias, up_bias, gate_scale,
+                              up_scale);
+  const bool is_int8 = gate_scale.has_value();
+  const std::int64_t rows = input.numel() / input.size(-1);
+  if (!is_own(rows, gate_weight, is_int8) || !is_own(rows, up_weight, is_int8)) {
+    at::Tensor gate = at::linear(input, gate_weight, gate_bias);
+    return at::silu_(gate).mul_(at::linear(input, up_weight, up_bias)).contiguous();
+  }
+  const std::optional<at::Tensor> gate_biases = contiguous(gate_bias),
+                                  gate_scales = contiguous(gate_scale),
+                                  up_biases = contiguous(up_bias), up_scales = contiguous(up_scale);
+  return run(input, gate_weight.size(0), is_int8,
+             [&]<typename W, typename T>(cuda::SkinnyArguments<W, T>& args, cudaStream_t stream) {
+               args.first = matrix<W, T>(gate_weight, gate_biases, gate_scales);
+               args.second = matrix<W, T>(up_weight, up_biases, up_scales);
+               return cuda::launch_skinny_swiglu(args, stream);
+             });
+}
+
 }  // namespace
 }  // namespace libvar
 
 TORCH_LIBRARY_IMPL(libvar, CUDA, m) {
   m.impl("skinny_linear", &libvar::skinny_linear_cuda);
+  m.impl("skinny_swiglu", &libvar::skinny_swiglu_cuda);
 }

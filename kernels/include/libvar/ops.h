@@ -59,7 +59,7 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores(at::Tensor& residual
                                                             const at::Tensor& sink_dims,
                                                             double eps = 1e-6);
 
-/// Most rows that skinny_linear takes.
+/// Most rows that skinny_linear and skinny_swiglu take.
 inline constexpr int kMaxSkinnyRows = 8;
 
 /// Linear map of a few rows (a "skinny" matrix product; of one row: GEMV), at the speed at which
@@ -85,6 +85,28 @@ inline constexpr int kMaxSkinnyRows = 8;
 at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias = std::nullopt,
                          const std::optional<at::Tensor>& weight_scale = std::nullopt);
+
+/// The gated half of an MLP for a few rows (SwiGLU), at the speed at which the weights are read.
+///
+/// Source: arXiv:2002.05202, Equation 5; silu(x) = x / (1 + exp(-x)).
+///     out = silu(input gate_weight^T + gate_bias) * (input up_weight^T + up_bias)
+/// @param input        as skinny_linear
+/// @param gate_weight  [N, K], as weight of skinny_linear
+/// @param up_weight    [N, K], the same
+/// @param gate_bias    [N] or none, likewise up_bias: as bias of skinny_linear
+/// @param gate_scale   [N], with up_scale, where the weights are int8; or both none
+/// @return             [..., N], dtype and device of input, contiguous
+/// @throws             as skinny_linear; c10::ValueError where one scale is given alone
+/// Numerics: both maps are rounded to the dtype as skinny_linear's are, then silu, then the
+/// product: the same roundings as separate operators make. On CUDA separate operators run where
+/// skinny_linear takes at::linear. Cost: one read of both weights from memory; no host
+/// synchronisation.
+at::Tensor skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
+                         const at::Tensor& up_weight,
+                         const std::optional<at::Tensor>& gate_bias = std::nullopt,
+                         const std::optional<at::Tensor>& up_bias = std::nullopt,
+                         const std::optional<at::Tensor>& gate_scale = std::nullopt,
+                         const std::optional<at::Tensor>& up_scale = std::nullopt);
 
 /// One layer's projections of some tokens, before their positions turn them.
 struct RotaryInputs {

@@ -2,6 +2,9 @@
 // where one kernel takes over from another, and over alignments.
 
 #include <ATen/ATen.h>
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 
 #include <cmath>
 #include <vector>
@@ -150,6 +153,62 @@ TEST_CASE("CUDA's skinny_linear equals the CPU's", "[linear][cuda]") {
                         gpu[rows - 1]));
       }
     }
+  }
+}
+
+TEST_CASE("CUDA's skinny_swiglu equals the CPU's", "[linear][cuda]") {
+  if (!have_gpu()) return;
+  for (const at::ScalarType dtype : kDtypes) {
+    for (const std::int64_t in_features : {33, 640, 4096}) {
+      for (const std::int64_t rows : {1, 2, 3, 8}) {
+        INFO(dtype << ", M " << rows << ", K " << in_features);
+        const double size = std::sqrt(static_cast<double>(in_features));
+        const at::Tensor input = at::randn({rows, in_features}).to(dtype);
+        const at::Tensor weights = at::randn({2, 517, in_features}).div(size).to(dtype);
+        const at::Tensor bias = at::randn({517}).to(dtype);
+        const at::Tensor integers =
+            at::randint(-128, 128, {2, 517, in_features}, at::kLong).to(at::kChar);
+        const at::Tensor scales = at::rand({2, 517}).div(75.0 * size);
+        const auto compare = [&](const at::Tensor& cpu, const at::Tensor& gpu) {
+          CHECK(gpu.is_contiguous());
+          // Each of the roundings may fall to the other side.
+          CHECK(largest_difference(gpu, cpu) <=
+                (1e-4 + 4 * unit_of(dtype)) * cpu.abs().max().item<double>());
+        };
+        compare(libvar::skinny_swiglu(input, weights[0], weights[1], bias),
+                libvar::skinny_swiglu(on_gpu(input), on_gpu(weights)[0], on_gpu(weights)[1],
+                                      on_gpu(bias)));
+        compare(libvar::skinny_swiglu(input, integers[0], integers[1], std::nullopt, bias,
+                                      scales[0], scales[1]),
+                libvar::skinny_swiglu(on_gpu(input), on_gpu(integers)[0], on_gpu(integers)[1],
+                                      std::nullopt, on_gpu(bias), on_gpu(scales)[0],
+                                      on_gpu(scales)[1]));
+      }
+    }
+  }
+}
+
+TEST_CASE("a captured CUDA graph multiplies new rows", "[linear][cuda]") {
+  if (!have_gpu()) return;
+  for (const bool is_gated : {false, true}) {
+    at::Tensor input = on_gpu(at::randn({1, 512}).to(at::kBFloat16));
+    const at::Tensor weight = on_gpu(at::randn({300, 512}).to(at::kBFloat16));
+    const auto run = [&] {
+      return is_gated ? libvar::skinny_swiglu(input, weight, weight)
+                      : libvar::skinny_linear(input, weight);
+    };
+    run();  // loads the kernel before the capture
+    at::cuda::CUDAGraph graph;
+    at::Tensor out;
+    {
+      const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
+      graph.capture_begin();
+      out = run();
+      graph.capture_end();
+    }
+    input.mul_(-3.0);
+    graph.replay();
+    CHECK(at::equal(out, run()));
   }
 }
 

@@ -41,6 +41,10 @@ TEST_CASE("every public op is registered with its pinned schema on CPU and Meta"
       {"skinny_linear",
        "libvar::skinny_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? "
        "weight_scale=None) -> Tensor"},
+      {"skinny_swiglu",
+       "libvar::skinny_swiglu(Tensor input, Tensor gate_weight, Tensor up_weight, Tensor? "
+       "gate_bias=None, Tensor? up_bias=None, Tensor? gate_scale=None, Tensor? up_scale=None) -> "
+       "Tensor"},
       {"rotate_and_cache",
        "libvar::rotate_and_cache(Tensor query, Tensor key, Tensor value, Tensor sink_scores, "
        "Tensor cos, Tensor sin, Tensor places, Tensor(a!) key_cache, Tensor(b!) value_cache, "
@@ -117,6 +121,16 @@ TEST_CASE("typed functions equal the ops bit for bit", "[dispatch]") {
   CHECK(same_bits(
       call_op("libvar::skinny_linear", hidden, integers, c10::IValue(), scale)[0].toTensor(),
       skinny_linear(hidden, integers, std::nullopt, scale)));
+  const at::Tensor other_bias = bias.neg(), other_scale = scale.mul(2.0);
+  CHECK(same_bits(call_op("libvar::skinny_swiglu", hidden, matrix, matrix.neg(), bias, other_bias,
+                          c10::IValue(), c10::IValue())[0]
+                      .toTensor(),
+                  skinny_swiglu(hidden, matrix, matrix.neg(), bias, other_bias)));
+  CHECK(same_bits(
+      call_op("libvar::skinny_swiglu", hidden, integers, integers.neg(), c10::IValue(), bias, scale,
+              other_scale)[0]
+          .toTensor(),
+      skinny_swiglu(hidden, integers, integers.neg(), std::nullopt, bias, scale, other_scale)));
 
   RedistributionRule rule;
   rule.tau = 21.0f;
@@ -172,6 +186,8 @@ TEST_CASE("Meta gives the shapes, strides and dtypes of the CPU", "[dispatch]") 
     const at::Tensor few = at::ones({4, 16, 2}, type).transpose(1, 2);
     const at::Tensor matrix = at::ones({9, 16}, type);
     CHECK(same_form(skinny_linear(few, matrix), skinny_linear(meta(few), meta(matrix))));
+    CHECK(same_form(skinny_swiglu(few, matrix, matrix),
+                    skinny_swiglu(meta(few), meta(matrix), meta(matrix))));
 
     AttentionInputs in = random_attention({2, 4, 2, 6, 30, 8}, type, 602);
     in.query = in.query.transpose(1, 2).contiguous().transpose(1, 2);

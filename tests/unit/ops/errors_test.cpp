@@ -43,6 +43,17 @@ struct LinearCall {
   void call() const { skinny_linear(input, weight, bias, scale); }
 };
 
+struct SwigluCall {
+  at::Device device;
+  at::Tensor input = at::ones({2, 4, 16}, device);
+  at::Tensor gate = at::ones({5, 16}, device);
+  at::Tensor up = at::ones({5, 16}, device);
+  std::optional<at::Tensor> gate_bias = {}, up_bias = at::ones({5}, device);
+  std::optional<at::Tensor> gate_scale = {}, up_scale = {};
+
+  void call() const { skinny_swiglu(input, gate, up, gate_bias, up_bias, gate_scale, up_scale); }
+};
+
 struct RotaryCall {
   at::Device device;
   RotaryInputs in = {at::ones({2, 4, 3, 16}, device), at::ones({2, 2, 3, 16}, device),
@@ -272,6 +283,54 @@ TEST_CASE("skinny_linear refuses what its contract excludes", "[errors]") {
     CHECK(value_error([&] { bad.call(); }) ==
           "skinny_linear: expected weight_scale of shape [5], got [5, 1]");
   }
+}
+
+TEST_CASE("skinny_swiglu refuses what its contract excludes", "[errors]") {
+  for (const at::Device device : kDevices) {
+    INFO(device);
+    const SwigluCall good{device};
+    SwigluCall bad = good;
+    CHECK(value_error([&] { bad.call(); }) == "no exception");
+    bad.input = at::ones({3, 3, 16}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected at most 8 rows of input, got 9");
+    bad = good;
+    bad.gate = at::ones({5, 15}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected gate_weight of shape [5, 16], got [5, 15]");
+    bad = good;
+    bad.up = at::ones({6, 16}, device);
+    bad.up_bias = std::nullopt;
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected up_weight of shape [5, 16], got [6, 16]");
+    bad.up = good.up.to(at::kHalf);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected up_weight of dtype Float, got Half");
+    bad = good;
+    bad.gate_bias = at::ones({4}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected gate_bias of shape [5], got [4]");
+    bad = good;
+    bad.up_bias = bad.up_bias->to(at::kHalf);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected up_bias of dtype Float, got Half");
+    bad = good;
+    bad.gate_scale = at::ones({5}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected scales for both weights or for none, got gate_scale alone");
+    bad.up_scale = at::ones({5}, device);
+    CHECK(type_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected gate_weight of dtype Char, got Float");
+    bad.gate = good.gate.to(at::kChar);
+    bad.up = good.up.to(at::kChar);
+    CHECK(value_error([&] { bad.call(); }) == "no exception");
+    bad.up_scale = at::ones({6}, device);
+    CHECK(value_error([&] { bad.call(); }) ==
+          "skinny_swiglu: expected up_scale of shape [5], got [6]");
+  }
+  SwigluCall mixed{at::kMeta};
+  mixed.up = at::ones({5, 16});
+  CHECK(value_error([&] { mixed.call(); }) == "skinny_swiglu: expected up_weight on meta, got cpu");
 }
 
 TEST_CASE("the ops refuse tensors on different devices", "[errors]") {

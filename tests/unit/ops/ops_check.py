@@ -68,6 +68,17 @@ class OpCheck(unittest.TestCase):
             integers = torch.randint(-127, 128, (9, 40), dtype=torch.int8)
             torch.library.opcheck(libvar.skinny_linear, (inputs[0], integers, inputs[2], torch.rand(9)))
 
+    def test_skinny_swiglu(self):
+        for dtype in DTYPES:
+            torch.manual_seed(8)
+            rows = torch.randn(2, 3, 40).to(dtype)
+            gate, up = torch.randn(2, 9, 40).to(dtype)
+            gate_bias, up_bias = torch.randn(2, 9).to(dtype)
+            torch.library.opcheck(libvar.skinny_swiglu, (rows, gate, up))
+            torch.library.opcheck(libvar.skinny_swiglu, (rows, gate, up, gate_bias, up_bias))
+            integers = torch.randint(-127, 128, (2, 9, 40), dtype=torch.int8)
+            torch.library.opcheck(libvar.skinny_swiglu, (rows, *integers, gate_bias, None, *torch.rand(2, 9)))
+
     def test_redistribute(self):
         for dtype in DTYPES:
             probs, sink_scores, visual_mask, row_mask = redistribute_inputs(dtype)

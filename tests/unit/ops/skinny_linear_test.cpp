@@ -210,6 +210,87 @@ TEST_CASE("skinny_linear of an int8 weight equals the oracle in every build", "[
   }
 }
 
+// The gated pair from two linear maps, and the bound that its roundings leave: a map may fall to
+// the other side of a tie, which everything behind it follows.
+double swiglu_error_share(const at::Tensor& actual, const Problem& gate, const Problem& up) {
+  const at::ScalarType type = actual.scalar_type();
+  const auto exact = [](const Problem& map) {
+    return reference::linear(doubles(map.input), doubles(map.weight),
+                             map.bias.has_value() ? doubles(*map.bias) : std::vector<double>(),
+                             map.weight.size(1));
+  };
+  const auto first = exact(gate), second = exact(up);
+  const auto round = [type](double x) {
+    return at::scalar_tensor(x, at::kFloat).to(type).item<double>();
+  };
+  const auto expected = reference::swiglu(first, second, round);
+  const std::vector<double> values = doubles(actual);
+  REQUIRE(values.size() == expected.output.size());
+  double worst = 0.0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const auto error_of = [&](const reference::LinearResult& map) {
+      return kLinearBound * map.magnitude[i] + unit(type) * std::fabs(map.output[i]);
+    };
+    const double allowed = expected.gate_slope[i] * error_of(first) +
+                           expected.up_slope[i] * error_of(second) +
+                           2 * unit(type) * std::fabs(expected.output[i]) + 1e-30;
+    const double share = std::fabs(values[i] - expected.output[i]) / allowed;
+    if (!(share <= worst)) worst = share;
+    if (std::isnan(share)) return share;
+  }
+  return worst;
+}
+
+TEST_CASE("skinny_swiglu equals the oracle, and its operators bit for bit, in every build",
+          "[linear]") {
+  std::uint64_t seed = 1100;
+  for (const at::ScalarType type : kDtypes) {
+    for (const std::int64_t in_features : {1, 33, 64, 577}) {
+      for (const std::int64_t rows : {1, 2, 8}) {
+        ++seed;
+        INFO("seed " << seed << ", " << type << ", M " << rows << ", K " << in_features);
+        Problem gate = random_problem(rows, 19, in_features, type, rows % 2 == 0, seed);
+        Problem up = random_problem(rows, 19, in_features, type, rows % 2 == 0, seed + 1000);
+        up.input = gate.input;
+        gate.weight = gate.weight.div(std::sqrt(static_cast<double>(in_features)));
+        with_each_build([&] {
+          const at::Tensor actual =
+              skinny_swiglu(gate.input, gate.weight, up.weight, gate.bias, up.bias);
+          CHECK(actual.sizes() == at::IntArrayRef({rows, 19}));
+          CHECK(swiglu_error_share(actual, gate, up) <= 1.0);
+          CHECK(same_bits(actual, at::silu(skinny_linear(gate.input, gate.weight, gate.bias))
+                                      .mul_(skinny_linear(up.input, up.weight, up.bias))));
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("skinny_swiglu of int8 weights equals its operators", "[linear]") {
+  const at::Generator generator = seeded(1200);
+  for (const at::ScalarType type : kDtypes) {
+    const at::Tensor input = at::randn({2, 2, 40}, generator, at::kFloat).to(type);
+    const at::Tensor both = at::randint(-127, 128, {38, 40}, generator, at::kLong).to(at::kChar);
+    const at::Tensor scales = at::rand({38}, generator, at::kFloat).mul(0.01);
+    // Halves of one buffer, as a model on a GPU has them.
+    const at::Tensor gate = both.narrow(0, 0, 19), up = both.narrow(0, 19, 19);
+    const at::Tensor gate_scale = scales.narrow(0, 0, 19), up_scale = scales.narrow(0, 19, 19);
+    const at::Tensor up_bias = at::randn({19}, generator, at::kFloat).to(type);
+    CHECK(same_bits(skinny_swiglu(input, gate, up, std::nullopt, up_bias, gate_scale, up_scale),
+                    at::silu(skinny_linear(input, gate, std::nullopt, gate_scale))
+                        .mul_(skinny_linear(input, up, up_bias, up_scale))));
+  }
+}
+
+TEST_CASE("skinny_swiglu gives the numbers worked out by hand", "[linear]") {
+  const at::Tensor input = at::tensor({1.0f, -2.0f}).view({1, 2});
+  const at::Tensor gate = at::tensor({0.0f, 0.0f, 50.0f, 0.0f, 0.0f, 50.0f}).view({3, 2});
+  const at::Tensor up = at::tensor({1.0f, 1.0f, 3.0f, 0.0f, 1.0f, 0.0f}).view({3, 2});
+  // silu(0) is 0, of a large number that number, of a large negative one nothing.
+  CHECK(doubles(skinny_swiglu(input, gate, up)) == std::vector<double>{0.0, 150.0, -0.0});
+  CHECK(skinny_swiglu(input.narrow(0, 0, 0), gate, up).sizes() == at::IntArrayRef({0, 3}));
+}
+
 TEST_CASE("a scale belongs to its own row of the int8 weight", "[linear]") {
   const at::Tensor weight =
       at::tensor({127, -127, 1, 0, 3, -4}, at::kLong).to(at::kChar).view({3, 2});
