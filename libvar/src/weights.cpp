@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/silu.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -108,11 +109,12 @@ Linear Linear::read(const WeightReader& weights, const std::string& name, std::i
 namespace {
 
 // Whether libvar's own op is the faster one. Measured on the CPU up to the rows that it takes; of
-// one float16 row PyTorch has a kernel that is as fast (decision 0014).
+// one float16 row PyTorch has a kernel that is as fast (decision 0014). On CUDA the op itself
+// chooses (decision 0019).
 bool is_skinny(const at::Tensor& input, bool is_quantized) {
   const std::int64_t rows = input.numel() / input.size(-1);
-  return input.is_cpu() && rows <= kMaxSkinnyRows &&
-         (rows > 1 || is_quantized || input.scalar_type() != at::kHalf);
+  if (rows > kMaxSkinnyRows) return false;
+  return !input.is_cpu() || rows > 1 || is_quantized || input.scalar_type() != at::kHalf;
 }
 
 // Elements of an int8 weight that are multiplied out at a time: 8 MiB in bfloat16.
@@ -146,14 +148,27 @@ at::Tensor Linear::by_blocks(const at::Tensor& input) const {
   return output;
 }
 
+namespace {
+
+// Rows of a linear map as one of their own.
+Linear part_of(const Linear& linear, std::int64_t begin, std::int64_t count) {
+  const auto part = [&](const std::optional<at::Tensor>& tensor) {
+    return tensor.has_value() ? std::optional(tensor->narrow(0, begin, count)) : std::nullopt;
+  };
+  Linear result;
+  result.weight = linear.weight.narrow(0, begin, count);
+  result.bias = part(linear.bias);
+  result.scale = part(linear.scale);
+  return result;
+}
+
+}  // namespace
+
 ProjectionGroup::ProjectionGroup(const WeightReader& weights, const std::vector<Part>& parts,
                                  std::int64_t in_features, bool has_bias) {
-  for (const Part& part : parts) out_features_.push_back(part.out_features);
   if (!weights.target().fuse_projections) {
-    for (const Part& part : parts) {
-      linears_.push_back(
-          Linear::read(weights, part.name, in_features, part.out_features, has_bias));
-    }
+    for (const Part& part : parts)
+      parts_.push_back(Linear::read(weights, part.name, in_features, part.out_features, has_bias));
     return;
   }
   std::vector<std::string> weight_names, bias_names;
@@ -173,23 +188,37 @@ ProjectionGroup::ProjectionGroup(const WeightReader& weights, const std::vector<
     fused.scale = weights.read_stacked(scale_names, bias_shapes, true);
   }
   if (has_bias) fused.bias = weights.read_stacked(bias_names, bias_shapes);
-  linears_.push_back(std::move(fused));
+  std::int64_t begin = 0;
+  for (const Part& part : parts) {
+    parts_.push_back(part_of(fused, begin, part.out_features));
+    begin += part.out_features;
+  }
+  fused_ = std::move(fused);
 }
 
 std::vector<at::Tensor> ProjectionGroup::operator()(const at::Tensor& input) const {
   std::vector<at::Tensor> result;
-  result.reserve(out_features_.size());
-  if (linears_.size() == out_features_.size()) {
-    for (const Linear& linear : linears_) result.push_back(linear(input));
+  result.reserve(parts_.size());
+  if (!fused_.has_value()) {
+    for (const Linear& part : parts_) result.push_back(part(input));
     return result;
   }
-  const at::Tensor all = linears_.front()(input);
+  const at::Tensor all = (*fused_)(input);
   std::int64_t begin = 0;
-  for (const std::int64_t size : out_features_) {
-    result.push_back(all.narrow(-1, begin, size));
-    begin += size;
+  for (const Linear& part : parts_) {
+    result.push_back(all.narrow(-1, begin, part.weight.size(0)));
+    begin += part.weight.size(0);
   }
   return result;
+}
+
+at::Tensor ProjectionGroup::swiglu(const at::Tensor& input) const {
+  const Linear& gate = parts_.at(0);
+  const Linear& up = parts_.at(1);
+  if (is_skinny(input, gate.scale.has_value()))
+    return skinny_swiglu(input, gate.weight, up.weight, gate.bias, up.bias, gate.scale, up.scale);
+  std::vector<at::Tensor> both = (*this)(input);
+  return at::silu_(both[0]).mul_(both[1]);
 }
 
 }  // namespace libvar

@@ -86,8 +86,8 @@ class WeightReader {
 
 /// y = x W^T + b, or y = x (W * scale)^T + b.
 ///
-/// An int8 weight is never multiplied out as a whole: a few rows on the CPU are multiplied by it as
-/// it is, more by blocks of its rows, one after the other in one buffer.
+/// An int8 weight is never multiplied out as a whole: a few rows are multiplied by it as it is,
+/// more by blocks of its rows, one after the other in one buffer.
 struct Linear {
   at::Tensor weight;                ///< [out, in]
   std::optional<at::Tensor> bias;   ///< [out]
@@ -118,9 +118,12 @@ class ProjectionGroup {
   /// One result [..., out_features] for each part, in order; contiguous in its last dimension.
   std::vector<at::Tensor> operator()(const at::Tensor& input) const;
 
+  /// silu of the first of two parts times the second: gate and up.
+  at::Tensor swiglu(const at::Tensor& input) const;
+
  private:
-  std::vector<std::int64_t> out_features_;
-  std::vector<Linear> linears_;  // one per part, or one for all
+  std::vector<Linear> parts_;    // parts of fused_ where that is there
+  std::optional<Linear> fused_;  // all in one
 };
 
 }  // namespace libvar

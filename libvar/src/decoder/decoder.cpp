@@ -4,7 +4,6 @@
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/silu.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -135,8 +134,7 @@ at::Tensor Decoder::operator()(at::Tensor hidden, const DecoderPass& pass, KvCac
                             changes && selected.defined() ? selected.select(0, i) : at::Tensor(),
                             cache);
     std::tie(normed, phi) = norm(layer.post_attention_norm, no_sink_dims_);
-    std::vector<at::Tensor> gate_up = layer.gate_up(normed);
-    delta = layer.down(at::silu_(gate_up[0]).mul_(gate_up[1]));
+    delta = layer.down(layer.gate_up.swiglu(normed));
   }
   if (sequences != nullptr) {
     if (selected.defined())

@@ -1,11 +1,14 @@
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/layer_norm.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -318,6 +321,44 @@ TEST_CASE("the CLIP tower keeps its class token where the model uses it", "[visi
   CHECK(at::equal(with.narrow(1, 1, 9), without));
   CHECK_THROWS_AS(VisionTransformer(config, kClipNames, weights)(pixels.narrow(2, 0, 8)),
                   InputError);
+}
+
+TEST_CASE("the gated half of an MLP is silu of one map times the other", "[decoder]") {
+  const at::Tensor integers = random_tensor({2, 7, 12}, 91).mul(60).clamp(-127, 127).to(at::kChar);
+  for (const bool is_int8 : {false, true}) {
+    TensorMap tensors;
+    for (int i = 0; i < 2; ++i) {
+      const std::string name = i == 0 ? "gate_proj" : "up_proj";
+      tensors[name + ".weight"] =
+          is_int8 ? integers[i] : random_tensor({7, 12}, 92 + static_cast<unsigned>(i));
+      tensors[name + ".bias"] = random_tensor({7}, 94 + static_cast<unsigned>(i));
+      if (is_int8)
+        tensors[name + ".weight_scale"] = random_tensor({7}, 96 + static_cast<unsigned>(i)).abs();
+    }
+    const auto map = [&](const std::string& name, const at::Tensor& input) {
+      const at::Tensor weight = tensors.at(name + ".weight").to(at::kFloat);
+      const at::Tensor scaled =
+          is_int8 ? weight * tensors.at(name + ".weight_scale").unsqueeze(1) : weight;
+      return at::matmul(input, scaled.t()) + tensors.at(name + ".bias");
+    };
+    for (const bool fuse : {false, true}) {
+      ComputeTarget target;
+      target.fuse_projections = fuse;
+      const ProjectionGroup group(WeightReader(tensors, target), {{"gate_proj", 7}, {"up_proj", 7}},
+                                  12, true);
+      for (const std::int64_t rows : {1, 8, 9}) {
+        CAPTURE(is_int8, fuse, rows);
+        const at::Tensor input = random_tensor({1, rows, 12}, 98);
+        const at::Tensor gate = map("gate_proj", input), up = map("up_proj", input);
+        const at::Tensor out = group.swiglu(input);
+        REQUIRE(out.sizes() == at::IntArrayRef({1, rows, 7}));
+        CHECK(at::allclose(out, gate * at::sigmoid(gate) * up, 1e-5, 1e-5));
+        const std::vector<at::Tensor> both = group(input);
+        CHECK(at::allclose(both[0], gate, 1e-5, 1e-5));
+        CHECK(at::allclose(both[1], up, 1e-5, 1e-5));
+      }
+    }
+  }
 }
 
 TEST_CASE("the projector is linear, activation, linear", "[vision]") {
