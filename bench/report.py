@@ -44,7 +44,8 @@ REDISTRIBUTE = {"libvar": ("libvar", "libvar"), "eager": ("PyTorch operators, fl
 NORM = {"libvar": ("libvar: norm and φ", "libvar"), "libvar_no_phi": ("libvar: norm alone", "own"),
         "eager_with_phi": ("PyTorch operators: norm and φ", "moves"),
         "eager": ("PyTorch operators: norm alone", "plain")}
-LINEAR = {"libvar": ("libvar", "libvar"), "linear": ("at::linear", "plain"), "read": ("a read of the weight", "plain")}
+LINEAR = {"libvar": ("libvar", "libvar"), "linear": ("at::linear", "plain"), "int8pack": ("PyTorch's int8 kernel", "plain"),
+          "read": ("a read of the weight", "plain"), "copy": ("a copy of as many bytes, read and written", "plain")}
 
 
 MODEL = {"libvar": ("libvar, VAR on", "libvar"), "libvar_off": ("libvar, VAR off", "own"),
@@ -143,7 +144,7 @@ def heading(case):
     if case.op in ("decode", "prefill"):
         return (f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {sizes['layers']} layers, {case.dtype}, "
                 f"{sizes['keys']} {'keys' if case.op == 'decode' else 'tokens'}")
-    if case.op == "skinny_linear":
+    if case.op in ("skinny_linear", "skinny_swiglu"):
         return f"{sizes['rows']} of {sizes['in']} -> {sizes['out']} {case.dtype}"
     return f"[{sizes['rows']}, {sizes['hidden']}] {case.dtype}"
 
@@ -365,14 +366,15 @@ def section(device, machine, group, lines, pictures):
     bars = bars_table([run, *(r for r in whole if r.context["threads"] == "1" or device == "cuda")])
     lines += ["### Bars", "", *(bars or ["No case of this run has a bar.", ""]), *model_tables(whole)]
     timed = {op: [c for c in run.cases.values() if c.op == op and c.median("libvar")]
-             for op in ("attention", "redistribute", "rms_norm", "skinny_linear")}
+             for op in ("attention", "redistribute", "rms_norm", "skinny_linear", "skinny_swiglu")}
     one_row = [c for c in timed["attention"] if c.sizes["rows"] == 1]
     several = [c for c in timed["attention"] if c.sizes["rows"] > 1]
     for title, cases, names in (("Attention of one row", one_row, VARIANTS),
                                 ("Attention of several rows", several, VARIANTS),
                                 ("redistribute", timed["redistribute"], REDISTRIBUTE),
                                 ("RMSNorm with φ", timed["rms_norm"], NORM),
-                                ("A linear map of a few rows", timed["skinny_linear"], LINEAR)):
+                                ("A linear map of a few rows", timed["skinny_linear"], LINEAR),
+                                ("The gated half of an MLP for a few rows", timed["skinny_swiglu"], LINEAR)):
         if cases:
             lines += [f"### {title}", "", *times_table(run, cases, names), *memory_table(cases)]
     notes = [f"- {c.name}: {c.failed or c.note}"
