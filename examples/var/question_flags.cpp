@@ -37,9 +37,17 @@ std::vector<libvar::Question> QuestionFlags::read() const {
   common.apply();
   var.check();
   libvar::parse_scorer(scorer);
-  std::vector<libvar::Question> out = libvar::read_questions(questions, images);
+  std::vector<libvar::Question> out =
+      libvar::read_questions(questions, images, {.label = true, .image = true, .unique_id = true});
   if (limit && out.size() > *limit) out.resize(*limit);
-  for (const libvar::Question& question : out) is_right("", question);
+  for (const libvar::Question& question : out) {
+    try {
+      is_right("", question);
+    } catch (const libvar::InputError& error) {
+      throw libvar::InputError(questions + ", line " + std::to_string(question.line) + ": " +
+                               error.what());
+    }
+  }
   return out;
 }
 
@@ -52,7 +60,7 @@ std::shared_ptr<const libvar::Model> QuestionFlags::open() const {
 libvar::Request QuestionFlags::request(const libvar::Question& question,
                                        const libvar::VarParams& params) const {
   libvar::Request request;
-  request.images = {question.image};
+  request.images.assign(question.images.begin(), question.images.end());
   request.question = question.text;
   request.var = params;
   request.generation.max_new_tokens = max_new_tokens;
@@ -60,7 +68,7 @@ libvar::Request QuestionFlags::request(const libvar::Question& question,
 }
 
 bool QuestionFlags::is_right(const std::string& answer, const libvar::Question& question) const {
-  return libvar::is_right(libvar::parse_scorer(scorer), answer, question.label);
+  return libvar::is_right(libvar::parse_scorer(scorer), answer, question.label.value_or(""));
 }
 
 ordered_json QuestionFlags::settings(const std::string& task) const {
@@ -86,7 +94,7 @@ std::vector<ordered_json> run_questions(
     if (!results.has(question.id)) {
       ordered_json line = {{"question_id", ordered_json::parse(question.id)},
                            {"text", question.text},
-                           {"label", question.label}};
+                           {"label", question.label.value_or("")}};
       line.update(answer(question, i));
       results.add(question.id, line);
     }

@@ -46,7 +46,8 @@ ordered_json answer_all(const KnockoutFlags& flags,
                         const libvar::VarParams& var, const libvar::Question& question,
                         std::size_t place) {
   const libvar::Request request = flags.request(question, var);
-  const std::vector<std::int64_t> label = libvar::answer_tokens(*model, question.label);
+  const std::vector<std::int64_t> label =
+      libvar::answer_tokens(*model, question.label.value_or(""));
   libvar::Knockout knockout;
   knockout.keep_mass = flags.keep_mass;
   const auto answer = [&](libvar::KnockoutTokens tokens) -> ordered_json {

@@ -37,19 +37,21 @@ std::vector<libvar::Question> folder_questions(const std::string& folder, const 
     if (kind != ".png" && kind != ".jpg" && kind != ".jpeg" && kind != ".webp" && kind != ".bmp")
       continue;
     const std::string name = entry.path().filename().string();
-    out.push_back({ordered_json(name).dump(), entry.path(), text, ""});
+    out.push_back({ordered_json(name).dump(), {entry.path()}, text});
   }
   if (error) throw libvar::InputError("--images " + folder + ": " + error.message());
   if (out.empty()) throw libvar::InputError("--images " + folder + ": holds no pictures");
-  std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.image < b.image; });
+  std::sort(out.begin(), out.end(),
+            [](const auto& a, const auto& b) { return a.images < b.images; });
   return out;
 }
 
 std::vector<libvar::Question> read(const ReportFlags& flags) {
   if (!flags.images) return {};
-  std::vector<libvar::Question> out = flags.questions
-                                          ? libvar::read_questions(*flags.questions, *flags.images)
-                                          : folder_questions(*flags.images, flags.question);
+  std::vector<libvar::Question> out =
+      flags.questions ? libvar::read_questions(*flags.questions, *flags.images,
+                                               {.image = true, .unique_id = true})
+                      : folder_questions(*flags.images, flags.question);
   if (flags.limit && out.size() > *flags.limit) out.resize(*flags.limit);
   return out;
 }
@@ -88,9 +90,9 @@ std::vector<std::string> question_entries(const ReportFlags& flags,
                                           const std::string& partial) {
   libvar::Request request = flags.request(*model);
   const auto entry = [&](const libvar::Question& question, std::size_t) -> ordered_json {
-    request.images = {question.image};
+    request.images.assign(question.images.begin(), question.images.end());
     request.question = question.text;
-    options.name = question.image.filename().string();
+    options.name = question.images.front().filename().string();
     return {{"entry", libvar::report_entry(model, request, options)}};
   };
   std::vector<std::string> out;
@@ -147,7 +149,7 @@ void add_sinks_report(CLI::App& sinks, Action& action) {
   CLI::Option* questions =
       command
           ->add_option("--questions", flags->questions,
-                       "JSON Lines with question_id, image, text, label in place of QUESTION")
+                       "JSON Lines with question_id, image, text in place of QUESTION")
           ->type_name("FILE")
           ->needs(images)
           ->excludes(question);

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -9,19 +11,29 @@ namespace libvar {
 
 /// One line of a question file.
 struct Question {
-  std::string id;               ///< question_id or qid as JSON: 7, "a7"
-  std::filesystem::path image;  ///< in the folder of the images
-  std::string text;             ///< text, question or prompt
-  std::string label;            ///< label or answer; the right answer
+  std::string id;                                  ///< question_id or qid as JSON: 7, "a7"
+  std::vector<std::filesystem::path> images = {};  ///< in the folder of the images
+  std::string text;                                ///< text, question or prompt
+  std::optional<std::string> label = {};           ///< label or answer; the right answer
+  std::int64_t line = 0;                           ///< of the file, from 1
+};
+
+/// What every question of a file must have.
+struct QuestionNeeds {
+  bool label = false;
+  bool image = false;
+  bool unique_id = false;  ///< LLaVA's TextVQA file gives questions about one picture one id
 };
 
 /// Reads a question file: JSON Lines as LLaVA's evaluation has them, one object a line with
-/// `question_id` (or `qid`), `image`, `text` (or `question`, `prompt`) and `label` (or `answer`).
+/// `question_id` (or `qid`), `image` (a name, a list of names, or none), `text` (or `question`,
+/// `prompt`) and, where the right answer is known, `label` (or `answer`).
 ///
-/// @throws InputError  the file can't be read, a line is no such object, an id stands twice, an
+/// @throws InputError  the file can't be read, a line is no such object or lacks what it needs, an
 ///                     image isn't there; the line is named
 std::vector<Question> read_questions(const std::filesystem::path& file,
-                                     const std::filesystem::path& images);
+                                     const std::filesystem::path& images,
+                                     const QuestionNeeds& needs = {});
 
 /// When an answer is right.
 enum class Scorer {

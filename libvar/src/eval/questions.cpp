@@ -15,21 +15,41 @@ namespace {
 
 using nlohmann::json;
 
-const json& member(const json& object, std::initializer_list<const char*> names,
-                   const std::string& where) {
+using Names = std::initializer_list<const char*>;
+
+/// The member under the first of the names that is there; null: none is.
+const json* find_member(const json& object, Names names) {
   for (const char* name : names) {
     const auto found = object.find(name);
-    if (found != object.end()) return *found;
+    if (found != object.end()) return &*found;
   }
+  return nullptr;
+}
+
+const json& member(const json& object, Names names, const std::string& where) {
+  if (const json* found = find_member(object, names)) return *found;
   throw InputError(where + ": " + *names.begin() + " is missing");
 }
 
-std::string text_of(const json& object, std::initializer_list<const char*> names,
-                    const std::string& where) {
-  const json& value = member(object, names, where);
+std::string text_of(const json& value, const char* name, const std::string& where) {
   if (!value.is_string())
-    throw InputError(where + ": " + *names.begin() + ": expected a text, found " + value.dump());
+    throw InputError(where + ": " + name + ": expected a text, found " + value.dump());
   return value.get<std::string>();
+}
+
+std::vector<std::filesystem::path> images_of(const json& object,
+                                             const std::filesystem::path& folder,
+                                             const std::string& where) {
+  const json* value = find_member(object, {"image"});
+  if (value == nullptr || value->is_null()) return {};
+  std::vector<std::filesystem::path> out;
+  for (const json& name : value->is_array() ? *value : json::array({*value})) {
+    out.push_back(folder / text_of(name, "image", where));
+    std::error_code ignored;
+    if (!std::filesystem::is_regular_file(out.back(), ignored))
+      throw InputError(where + ": image " + out.back().string() + " isn't there");
+  }
+  return out;
 }
 
 Question read_line(const std::string& line, const std::filesystem::path& images,
@@ -41,11 +61,10 @@ Question read_line(const std::string& line, const std::filesystem::path& images,
   if (!id.is_string() && !id.is_number_integer())
     throw InputError(where + ": question_id: expected a text or an integer, found " + id.dump());
   out.id = id.dump();
-  out.image = images / text_of(object, {"image"}, where);
-  out.text = text_of(object, {"text", "question", "prompt"}, where);
-  out.label = text_of(object, {"label", "answer"}, where);
-  if (!std::filesystem::is_regular_file(out.image))
-    throw InputError(where + ": image " + out.image.string() + " isn't there");
+  out.images = images_of(object, images, where);
+  out.text = text_of(member(object, {"text", "question", "prompt"}, where), "text", where);
+  if (const json* label = find_member(object, {"label", "answer"}))
+    out.label = text_of(*label, "label", where);
   return out;
 }
 
@@ -69,7 +88,8 @@ bool says_no(const std::string& answer) {
 }  // namespace
 
 std::vector<Question> read_questions(const std::filesystem::path& file,
-                                     const std::filesystem::path& images) {
+                                     const std::filesystem::path& images,
+                                     const QuestionNeeds& needs) {
   std::ifstream in(file, std::ios::binary);
   if (!in) throw InputError(file.string() + ": can't be read");
   std::vector<Question> out;
@@ -80,7 +100,10 @@ std::vector<Question> read_questions(const std::filesystem::path& file,
     if (trimmed(line).empty()) continue;
     const std::string where = c10::str(file.string(), ", line ", number);
     out.push_back(read_line(line, images, where));
-    if (!ids.insert(out.back().id).second)
+    out.back().line = number;
+    if (needs.label && !out.back().label) throw InputError(where + ": label is missing");
+    if (needs.image && out.back().images.empty()) throw InputError(where + ": image is missing");
+    if (needs.unique_id && !ids.insert(out.back().id).second)
       throw InputError(where + ": question_id " + out.back().id + " stands twice");
   }
   if (out.empty()) throw InputError(file.string() + ": holds no questions");
