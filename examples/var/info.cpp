@@ -21,6 +21,7 @@ struct InfoFlags {
 
 nlohmann::ordered_json info_json(const libvar::ArchiveInfo& info, bool verified) {
   nlohmann::ordered_json out = {{"format_version", info.format_version},
+                                {"content_id", info.content_id},
                                 {"family", info.family},
                                 {"dtype", info.dtype},
                                 {"quantization", info.quantization},

@@ -48,6 +48,7 @@ void save_sink_dimensions(const std::filesystem::path& archive,
 
 struct ArchiveInfo {
   std::int64_t format_version = 0;
+  std::string content_id;  ///< another one where a weight, name or extra file is another
   std::string family;
   std::string dtype;         ///< "float32", "bfloat16", "float16"
   std::string quantization;  ///< of the linear maps in the decoder's layers: "" or "int8"

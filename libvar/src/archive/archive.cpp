@@ -109,6 +109,9 @@ class Records {
 
   std::string name() const { return file_->path().string(); }
 
+  /// Of the records' names and checksums, as PyTorch's writer computes it.
+  std::string content_id() const { return reader_->serializationId(); }
+
   const std::shared_ptr<const MappedFile>& file() const { return file_; }
 
  private:
@@ -196,6 +199,7 @@ Archive Archive::open(const std::filesystem::path& path) {
   refuse_code(records);
   Archive archive;
   archive.path_ = path;
+  archive.content_id_ = records.content_id();
   const std::string extra = "extra/";
   std::size_t bytes_left = kMaxText;  // of all extra files together
   for (const std::string& record : records.names()) {

@@ -57,8 +57,12 @@ class Archive {
 
   const std::filesystem::path& path() const { return path_; }
 
+  /// See ArchiveInfo.
+  const std::string& content_id() const { return content_id_; }
+
  private:
   std::filesystem::path path_;
+  std::string content_id_;
   std::map<std::string, at::Tensor> tensors_;
   CheckpointFiles files_;
   ArchiveManifest manifest_;

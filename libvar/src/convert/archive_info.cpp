@@ -11,6 +11,7 @@ ArchiveInfo read_archive_info(const std::filesystem::path& path) {
   const ModelConfig config = read_model_config(archive);
   ArchiveInfo out;
   out.format_version = archive.manifest().format_version;
+  out.content_id = archive.content_id();
   out.family = archive.manifest().family;
   out.dtype = archive.manifest().dtype;
   out.quantization = archive.manifest().quantization;

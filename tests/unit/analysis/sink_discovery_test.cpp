@@ -247,6 +247,8 @@ TEST_CASE("saved sink dimensions change libvar.json and nothing else", "[sinks][
   CHECK(Session(old_model).ask(demo_question()).tokens == before.tokens);
   // With the old values the file is the old one, byte for byte.
   const ArchiveInfo original = read_archive_info(demo_path());
+  CHECK(original.content_id.size() == 40);
+  CHECK(info.content_id != original.content_id);
   save_sink_dimensions(file, original.sink_dims, original.sink_dims_source);
   CHECK(read_bytes(file) == read_bytes(demo_path()));
   CHECK(Session(load(file)).ask(demo_question()).tokens == before.tokens);
