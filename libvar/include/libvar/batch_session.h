@@ -22,6 +22,9 @@ struct BatchOptions {
 /// returning false ends the run, as FinishReason::kCancelled ends an answer.
 using AnswerCallback = std::function<bool(std::size_t index, const Answer& answer)>;
 
+/// Called before each step; returning false ends the run, and what is not answered yet is dropped.
+using StepCallback = std::function<bool()>;
+
 /// Many questions at a time. Used by one thread at a time.
 ///
 /// The weights are read once for each step of all sequences; when one ends, the next request takes
@@ -44,9 +47,11 @@ class BatchSession {
   BatchSession& operator=(BatchSession&&) noexcept;
 
   /// Answers all requests; timing of vision and prefill is 0 where a kept prefix was taken over.
-  /// @throws  as Session::ask, for the first request that can't be answered; answers given before
-  ///          stay given
-  void ask(const std::vector<Request>& requests, const AnswerCallback& on_answer);
+  /// @throws InputError, ConfigError  as Session::ask, for the first request that can't be
+  ///          answered, when all before it are: it is the one behind the last answer given
+  /// @throws  other errors at once; answers given before stay given
+  void ask(const std::vector<Request>& requests, const AnswerCallback& on_answer,
+           const StepCallback& on_step = {});
 
  private:
   class State;

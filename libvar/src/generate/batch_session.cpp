@@ -5,6 +5,7 @@
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
+#include <exception>
 #include <list>
 #include <map>
 #include <optional>
@@ -75,21 +76,31 @@ class BatchSession::State {
         step_(loaded_.decoder, options.batch,
               options.cuda_graph && loaded_.target.device.is_cuda()) {}
 
-  void ask(const std::vector<Request>& requests, const AnswerCallback& on_answer) {
+  void ask(const std::vector<Request>& requests, const AnswerCallback& on_answer,
+           const StepCallback& on_step) {
     const c10::InferenceMode inference;
     with_resource_errors("batch session", [&] {
       std::map<std::size_t, Answer> waiting;  // for those before them
       std::size_t next = 0, given = 0;
       std::optional<Pending> pending;
+      std::exception_ptr refused;  // the request `next`
       slots_.clear();
       stepping_ = false;
       done_.clear();
       while (given < requests.size()) {
-        if (!pending && next < requests.size()) pending = prepare(requests, next);
-        while (pending && admit(requests, *pending)) {
+        if (on_step && !on_step()) return;
+        while (!refused && next < requests.size()) {
+          try {
+            if (!pending) pending = prepare(requests, next);
+          } catch (const Error&) {
+            refused = std::current_exception();
+            break;
+          }
+          if (!admit(requests, *pending)) break;
           pending.reset();
-          if (++next < requests.size()) pending = prepare(requests, next);
+          ++next;
         }
+        if (refused && given == next) std::rethrow_exception(refused);
         step();
         collect(waiting);
         for (auto at = waiting.find(given); at != waiting.end(); at = waiting.find(given)) {
@@ -277,8 +288,9 @@ BatchSession::~BatchSession() = default;
 BatchSession::BatchSession(BatchSession&&) noexcept = default;
 BatchSession& BatchSession::operator=(BatchSession&&) noexcept = default;
 
-void BatchSession::ask(const std::vector<Request>& requests, const AnswerCallback& on_answer) {
-  state_->ask(requests, on_answer);
+void BatchSession::ask(const std::vector<Request>& requests, const AnswerCallback& on_answer,
+                       const StepCallback& on_step) {
+  state_->ask(requests, on_answer, on_step);
 }
 
 }  // namespace libvar

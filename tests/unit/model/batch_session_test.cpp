@@ -13,6 +13,7 @@
 #include "libvar/batch_session.h"
 #include "libvar/error.h"
 #include "libvar/session.h"
+#include "temporary_folder.h"
 #include "unit/model/family_run.h"
 #include "unit/model/golden_run.h"
 
@@ -226,8 +227,63 @@ TEST_CASE(
     return true;
   };
   CHECK_THROWS_AS(session.ask(requests, count), InputError);
+  CHECK(order == std::vector<std::size_t>{0});  // those before it are answered first
   requests[1].images.clear();
+  order.clear();
   session.ask(requests, count);  // a session goes on behind an error
   CHECK(order.size() == 6);
   session.ask({}, count);
+  order.clear();
+  int steps = 0;
+  session.ask(requests, count, [&steps] { return ++steps < 4; });
+  CHECK(steps == 4);
+  CHECK(order.empty());
+}
+
+TEST_CASE("a prefix is known by the pictures' pixels, not by their files", "[batch]") {
+  const TemporaryFolder folder;
+  const auto paint = [&](const char* name, int grey, int corner) {  // a BMP of 2 x 2 pixels
+    std::string bytes = "BM";
+    const auto append = [&](std::uint32_t value, int size) {
+      for (int i = 0; i < size; ++i) bytes += static_cast<char>(value >> (8 * i));
+    };
+    for (const std::uint32_t value : {70U, 0U, 54U, 40U, 2U, 2U}) append(value, 4);
+    append(1, 2);
+    append(24, 2);
+    bytes.resize(54, '\0');
+    bytes.append(16, static_cast<char>(grey));
+    bytes[54] = static_cast<char>(corner);
+    write_bytes(folder / name, bytes);
+  };
+  const auto ask = [&](BatchSession& session, const std::vector<std::string>& names, float p) {
+    Request request;
+    for (const std::string& name : names) request.images.emplace_back(folder / name);
+    request.question = "What is it?";
+    request.var = mha()->var_defaults();
+    request.var.p = p;
+    request.generation.max_new_tokens = 8;
+    request.return_logits = true;
+    bool kept = false;
+    session.ask({request}, [&](std::size_t, const Answer& answer) {
+      check_equal(answer, alone(mha(), {request}).front(), 2e-5);
+      kept = answer.timing.vision_ms == 0;
+      return true;
+    });
+    return kept;
+  };
+  BatchOptions options;
+  options.batch = options.prefixes = 1;
+  BatchSession session(mha(), options);
+  paint("a.bmp", 90, 90);
+  CHECK_FALSE(ask(session, {"a.bmp"}, 0.6F));
+  CHECK(ask(session, {"a.bmp"}, 0.3F));
+  paint("b.bmp", 90, 90);
+  CHECK(ask(session, {"b.bmp"}, 0.6F));
+  paint("a.bmp", 90, 255);
+  CHECK_FALSE(ask(session, {"a.bmp"}, 0.6F));
+  // The text between two pictures sees the first: its rows are VAR's to change.
+  CHECK_FALSE(ask(session, {"a.bmp", "b.bmp"}, 0.6F));
+  CHECK(ask(session, {"a.bmp", "b.bmp"}, 0.6F));
+  CHECK_FALSE(ask(session, {"a.bmp", "b.bmp"}, 0.3F));
+  CHECK_FALSE(ask(session, {"b.bmp", "a.bmp"}, 0.3F));
 }
