@@ -1,7 +1,7 @@
 # The command, run as a program: usage and error cases, answers against the goldens.
 if(TARGET var)
   libvar_add_test(NAME cli LABELS cpu
-    SOURCES cli/command.cpp cli/family_errors_test.cpp cli/model_test.cpp cli/sinks_test.cpp cli/usage_test.cpp golden_fixture.cpp unit/storage/tiny_checkpoint.cpp
+    SOURCES cli/ask_questions_test.cpp cli/command.cpp cli/family_errors_test.cpp cli/model_test.cpp cli/sinks_test.cpp cli/usage_test.cpp golden_fixture.cpp unit/storage/tiny_checkpoint.cpp
     LINK libvar::libvar nlohmann_json::nlohmann_json)
   target_compile_definitions(test_cli PRIVATE LIBVAR_VAR_COMMAND="$<TARGET_FILE:var>")
   add_dependencies(test_cli var)

@@ -20,6 +20,16 @@ ordered_json params_json(const libvar::VarParams& params) {
   return out;
 }
 
+ordered_json prompt_json(const libvar::Request& request) {
+  const auto or_null = [](const auto& value) {
+    return value ? ordered_json(*value) : ordered_json(nullptr);
+  };
+  return {{"system", or_null(request.system)},         {"prompt_style", request.prompt_style},
+          {"image_mode", request.image_mode},          {"max_tiles", or_null(request.max_tiles)},
+          {"min_pixels", or_null(request.min_pixels)}, {"max_pixels", or_null(request.max_pixels)},
+          {"resize_order", request.resize_order},      {"exif_rotation", request.exif_rotation}};
+}
+
 ordered_json answer_json(const libvar::Answer& answer) {
   ordered_json var = params_json(answer.var.params);
   var["visual_sinks"] = answer.var.visual_sinks;

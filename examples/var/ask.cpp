@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "answer_json.h"
+#include "ask_questions.h"
 #include "command.h"
 #include "flags.h"
 #include "interrupt.h"
@@ -29,6 +30,7 @@ struct AskFlags {
   PromptFlags prompt;
   VarFlags var;
   GenerationFlags generation;
+  QuestionFileFlags file;
   std::string model, question;
   std::optional<std::string> raw_prompt, logits;
   bool compare = false, json = false, discover_sinks = false;
@@ -108,6 +110,8 @@ int ask(const AskFlags& flags) {
   flags.common.apply();
   flags.prompt.check();
   flags.var.check();
+  std::vector<libvar::Question> questions;
+  if (flags.file.questions) questions = flags.file.read();
   std::optional<WholeFile> logits;
   if (flags.logits) logits.emplace("logits", *flags.logits);
 
@@ -119,6 +123,10 @@ int ask(const AskFlags& flags) {
     flags.common.warn(no_sink_dimensions(flags.model, ", so this runs without it"));
   }
   const libvar::Request request = make_request(flags, *model);
+  if (flags.file.questions) {
+    return answer_questions(flags.file, questions, flags.model, model, request,
+                            flags.generation.session().cuda_graph, flags.common);
+  }
   libvar::Session session(model, flags.generation.session());
   const InterruptScope interrupt;
   if (flags.compare) return compare(flags, session, request);
@@ -171,13 +179,18 @@ void add_ask(CLI::App& app, Action& action) {
                    "Write the logits of each chosen token, for torch.load")
       ->type_name("FILE")
       ->excludes(compare);
+  CLI::Option* questions = flags->file.add(*command);
+  for (const char* name :
+       {"QUESTION", "--raw-prompt", "--image", "--compare", "--json", "--logits"})
+    questions->excludes(command->get_option(name));
   flags->common.add(*command, "Type of the computation; auto fits the device");
   command->footer(
       "Examples:\n  var ask llava.pt \"What is on the table?\" --image photo.jpg\n"
-      "  var ask llava.pt \"Is there a dog?\" --image photo.jpg --preset hallucination --compare");
-  command->callback([flags, question, raw_prompt, &action] {
-    if (question->count() == 0 && raw_prompt->count() == 0)
-      throw CLI::RequiredError("QUESTION (or --raw-prompt)");
+      "  var ask llava.pt \"Is there a dog?\" --image photo.jpg --preset hallucination --compare\n"
+      "  var ask llava.pt --questions pope.jsonl --images val2014 --out answers.jsonl");
+  command->callback([flags, question, raw_prompt, questions, &action] {
+    if (question->count() + raw_prompt->count() + questions->count() == 0)
+      throw CLI::RequiredError("QUESTION (or --raw-prompt, --questions)");
     action = [flags] { return ask(*flags); };
   });
 }

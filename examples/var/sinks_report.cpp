@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "answer_json.h"
 #include "inspect_flags.h"
 #include "interrupt.h"
 #include "libvar/error.h"
@@ -59,27 +60,22 @@ std::vector<libvar::Question> read(const ReportFlags& flags) {
 /// What every entry depends on.
 ordered_json settings_of(const ReportFlags& flags, const libvar::Request& request) {
   const libvar::VarParams& var = request.var;
-  return {{"task", "report"},
-          {"model", flags.model},
-          {"questions", flags.questions.value_or("")},
-          {"question", flags.question},
-          {"images", flags.images.value_or("")},
-          {"tau", decimal(var.tau)},
-          {"rho", decimal(var.rho)},
-          {"p", decimal(var.p)},
-          {"min_visual_mass", decimal(var.min_visual_mass)},
-          {"first_layer", var.first_layer.value_or(-1)},
-          {"preset", flags.var.preset.value_or("")},
-          {"system", request.system.value_or("")},
-          {"prompt_style", request.prompt_style},
-          {"image_mode", request.image_mode},
-          {"max_tiles", request.max_tiles.value_or(-1)},
-          {"pixels", {request.min_pixels.value_or(-1), request.max_pixels.value_or(-1)}},
-          {"resize_order", request.resize_order},
-          {"exif_rotation", request.exif_rotation},
-          {"layers", flags.layers.value_or("")},
-          {"max_new_tokens", flags.max_new_tokens},
-          {"dtype", flags.common.dtype}};
+  ordered_json out = {{"task", "report"},
+                      {"model", flags.model},
+                      {"questions", flags.questions.value_or("")},
+                      {"question", flags.question},
+                      {"images", flags.images.value_or("")},
+                      {"tau", decimal(var.tau)},
+                      {"rho", decimal(var.rho)},
+                      {"p", decimal(var.p)},
+                      {"min_visual_mass", decimal(var.min_visual_mass)},
+                      {"first_layer", var.first_layer.value_or(-1)},
+                      {"preset", flags.var.preset.value_or("")},
+                      {"layers", flags.layers.value_or("")},
+                      {"max_new_tokens", flags.max_new_tokens},
+                      {"dtype", flags.common.dtype}};
+  out.update(prompt_json(request));
+  return out;
 }
 
 /// One entry for each question; those that an interrupted run left in `partial` are not made again.

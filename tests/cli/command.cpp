@@ -88,10 +88,20 @@ pid_t start(const std::vector<std::string>& arguments, const std::string& input_
   return child;
 }
 
+/// Whether the folder has a file of the size.
+bool has_file(const CommandOptions& options) {
+  for (const auto& entry : std::filesystem::directory_iterator(options.signal_when_file_in)) {
+    std::error_code gone;  // it may have been renamed
+    const std::uintmax_t size = entry.file_size(gone);
+    if (options.signal_at_bytes == 0 || (!gone && size >= options.signal_at_bytes)) return true;
+  }
+  return false;
+}
+
 /// Waits for a file in the empty folder and sends the signal; gives up at the child's end.
 void signal_at_first_file(pid_t child, const CommandOptions& options) {
   siginfo_t ended{};
-  while (std::filesystem::is_empty(options.signal_when_file_in)) {
+  while (!has_file(options)) {
     if (waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOHANG | WNOWAIT) != 0 ||
         ended.si_pid == child)
       return;

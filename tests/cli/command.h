@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ struct CommandOptions {
       {};          ///< SIGINT once it has written so many bytes to stdout
   int signal = 0;  ///< sent once a file appears in the folder of the next member
   std::string signal_when_file_in = {};
+  std::uintmax_t signal_at_bytes = 0;  ///< and has so many bytes
 };
 
 /// Runs the command and waits for its end. Its streams are no terminals.
