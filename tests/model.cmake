@@ -14,3 +14,19 @@ if(LIBVAR_WITH_CUDA)
   add_test(NAME model_cuda COMMAND test_golden "[cuda]")
   set_tests_properties(model_cuda PROPERTIES LABELS cuda TIMEOUT 600 SKIP_REGULAR_EXPRESSION "cuda tests skipped")
 endif()
+
+# Many questions in one process: answers as alone, memory flat. The whole of it is ./dev soak.
+add_executable(soak soak/requests.cpp soak/soak.cpp golden_fixture.cpp)
+target_link_libraries(soak PRIVATE libvar::libvar nlohmann_json::nlohmann_json)
+target_include_directories(soak PRIVATE ${PROJECT_SOURCE_DIR}/libvar/src ${CMAKE_CURRENT_SOURCE_DIR})
+target_compile_definitions(soak PRIVATE LIBVAR_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+libvar_target_options(soak)
+add_test(NAME soak COMMAND soak --questions 60)
+# What it is there to find is found.
+foreach(fault leak company)
+  add_test(NAME soak_finds_${fault} COMMAND soak --questions 60 --fault ${fault})
+endforeach()
+set_tests_properties(soak_finds_leak PROPERTIES PASS_REGULAR_EXPRESSION "FAILED: the heap grows")
+set_tests_properties(soak_finds_company PROPERTIES PASS_REGULAR_EXPRESSION "FAILED: .*, question")
+set_tests_properties(soak soak_finds_leak soak_finds_company PROPERTIES LABELS cpu TIMEOUT 600
+  ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=PASSIVE")
