@@ -188,7 +188,9 @@ void add_ask(CLI::App& app, Action& action) {
       "Examples:\n  var ask llava.pt \"What is on the table?\" --image photo.jpg\n"
       "  var ask llava.pt \"Is there a dog?\" --image photo.jpg --preset hallucination --compare\n"
       "  var ask llava.pt --questions pope.jsonl --images val2014 --out answers.jsonl");
-  command->callback([flags, question, raw_prompt, questions, &action] {
+  command->callback([flags, command, question, raw_prompt, questions, &action] {
+    if (questions->count() > 0 && command->count("--weights") == 0)
+      flags->common.weights = "auto";  // many tokens are worth a copy
     if (question->count() + raw_prompt->count() + questions->count() == 0)
       throw CLI::RequiredError("QUESTION (or --raw-prompt, --questions)");
     action = [flags] { return ask(*flags); };
