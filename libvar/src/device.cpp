@@ -4,6 +4,7 @@
 #include <ATen/cpu/Utils.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
 #include <charconv>
 #include <fstream>
 
@@ -47,24 +48,30 @@ std::int64_t read_proc_bytes(const char* path, const std::string& name) {
 }
 
 /// First word of a file as a number; -1 where there is no such file or no number ("max").
-std::int64_t read_number(const std::string& path) {
+std::int64_t read_number(const std::filesystem::path& path) {
   std::ifstream file(path);
   std::int64_t value = -1;
   return file >> value ? value : -1;
 }
 
-/// The least memory limit of the control groups (version 2) above this process, or -1.
-std::int64_t cgroup_limit() {
-  std::ifstream file("/proc/self/cgroup");
-  std::int64_t least = -1;
-  for (std::string line; std::getline(file, line);) {
-    if (line.compare(0, 3, "0::") != 0) continue;
-    for (std::string group = line.substr(3); !group.empty(); group.resize(group.rfind('/'))) {
-      const std::int64_t limit = read_number("/sys/fs/cgroup" + group + "/memory.max");
-      if (limit >= 0 && (least < 0 || limit < least)) least = limit;
-    }
+/// Bytes of a control group's pages that belong to files: what needs them can read them again.
+std::int64_t file_bytes(const std::filesystem::path& stat) {
+  std::ifstream file(stat);
+  std::string name;
+  std::int64_t sum = 0;
+  for (std::int64_t value = 0; file >> name >> value;) {
+    if (name == "active_file" || name == "inactive_file") sum += value;
   }
-  return least;
+  return sum;
+}
+
+/// The control group (version 2) of this process, or "".
+std::string own_group() {
+  std::ifstream file("/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, 3, "0::") == 0) return line.substr(3);
+  }
+  return {};
 }
 
 }  // namespace
@@ -100,10 +107,36 @@ bool cpu_has_bfloat16_products() {
   return has("avx512_bf16") || has("amx_bf16");
 }
 
+std::int64_t available_group_bytes(std::string group, const std::filesystem::path& root) {
+  std::int64_t least = -1;
+  for (; !group.empty(); group.resize(group.rfind('/'))) {
+    const std::filesystem::path folder = root.string() + group;
+    const std::int64_t limit = read_number(folder / "memory.max");
+    if (limit < 0) continue;
+    const std::int64_t used = std::max<std::int64_t>(read_number(folder / "memory.current"), 0) -
+                              file_bytes(folder / "memory.stat");
+    const std::int64_t left = std::max<std::int64_t>(limit - std::max<std::int64_t>(used, 0), 0);
+    if (least < 0 || left < least) least = left;
+  }
+  return least;
+}
+
 std::int64_t available_host_bytes() {
   const std::int64_t machine = read_proc_bytes("/proc/meminfo", "MemAvailable");
-  const std::int64_t limit = cgroup_limit();
-  return limit >= 0 && (machine < 0 || limit < machine) ? limit : machine;
+  const std::int64_t group = available_group_bytes(own_group(), "/sys/fs/cgroup");
+  return group >= 0 && (machine < 0 || group < machine) ? group : machine;
+}
+
+std::int64_t available_bytes(at::Device device) {
+#ifdef LIBVAR_WITH_CUDA
+  if (device.is_cuda()) {
+    const auto free = c10::cuda::CUDACachingAllocator::get()->getMemoryInfo(device.index()).first;
+    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
+    return static_cast<std::int64_t>(free) + stats.reserved_bytes[0].current -
+           stats.allocated_bytes[0].current;
+  }
+#endif
+  return device.is_cpu() ? available_host_bytes() : -1;
 }
 
 std::int64_t peak_memory_bytes(at::Device device) {

@@ -4,6 +4,7 @@
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 
 namespace libvar {
@@ -17,6 +18,16 @@ bool cpu_has_bfloat16_products();
 
 /// Host memory that can still be used without swapping, or -1 where the system doesn't say.
 std::int64_t available_host_bytes();
+
+/// What the memory limits of a control group (version 2) and of those above it leave; pages of
+/// files count as free. -1: there is no limit.
+/// @param group  as /proc/self/cgroup has it ("/a/b")
+/// @param root   where the groups are mounted
+std::int64_t available_group_bytes(std::string group, const std::filesystem::path& root);
+
+/// Memory that a computation on the device can still take, or -1 where that isn't known: of the
+/// host, or free on the CUDA device and in the reserve of its allocator.
+std::int64_t available_bytes(at::Device device);
 
 /// Most memory used so far: allocated on a CUDA device, resident memory of the process on the CPU.
 std::int64_t peak_memory_bytes(at::Device device);
