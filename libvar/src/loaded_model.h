@@ -32,8 +32,10 @@ class LoadedModel {
   LoadedModel(const LoadedModel& other, SinkDimensions sink_dimensions);
 
   /// Image features as the decoder's embeddings, [visual tokens, D] for each image.
-  std::vector<at::Tensor> encode_images(const std::vector<ProcessedImage>& images) const {
-    return vision_->encode(images);
+  /// @param tiles_at_once  see VisionEncoder::encode
+  std::vector<at::Tensor> encode_images(const std::vector<ProcessedImage>& images,
+                                        std::int64_t tiles_at_once = 0) const {
+    return vision_->encode(images, tiles_at_once);
   }
 
   VisualSize visual_size(const ProcessedImage& image) const { return vision_->visual_size(image); }

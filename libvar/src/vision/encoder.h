@@ -22,8 +22,11 @@ class VisionEncoder {
   virtual VisualSize visual_size(const ProcessedImage& image) const = 0;
 
   /// Image features as the decoder's embeddings.
+  /// @param tiles_at_once  most tiles that pass through the tower together; 0: all. Encoders of
+  ///                       pictures of any size take one picture at a time
   /// @return  for each image [visual tokens, D], in the dtype and on the device of the weights
-  virtual std::vector<at::Tensor> encode(const std::vector<ProcessedImage>& images) const = 0;
+  virtual std::vector<at::Tensor> encode(const std::vector<ProcessedImage>& images,
+                                         std::int64_t tiles_at_once) const = 0;
 };
 
 /// The encoder that config.tower names.

@@ -110,7 +110,8 @@ at::Tensor Qwen2VlEncoder::encode(const ProcessedImage& image) const {
   return merger_fc2_(activate(Activation::kGelu, merger_fc1_(merged)));
 }
 
-std::vector<at::Tensor> Qwen2VlEncoder::encode(const std::vector<ProcessedImage>& images) const {
+std::vector<at::Tensor> Qwen2VlEncoder::encode(const std::vector<ProcessedImage>& images,
+                                               std::int64_t /*tiles_at_once*/) const {
   std::vector<at::Tensor> out;
   out.reserve(images.size());
   for (const ProcessedImage& image : images) out.push_back(encode(image));

@@ -23,7 +23,8 @@ class Qwen2VlEncoder : public VisionEncoder {
                  const WeightReader& weights);
 
   VisualSize visual_size(const ProcessedImage& image) const override;
-  std::vector<at::Tensor> encode(const std::vector<ProcessedImage>& images) const override;
+  std::vector<at::Tensor> encode(const std::vector<ProcessedImage>& images,
+                                 std::int64_t tiles_at_once) const override;
 
  private:
   struct Layer {

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -9,7 +12,8 @@
 
 namespace libvar {
 
-/// A tower that reads tiles of one size, each by itself; the tiles of all images pass together.
+/// A tower that reads tiles of one size, each by itself; the tiles of all images pass together, or
+/// so many at a time as the caller has memory for.
 template <typename Tower, typename Projector>
 class TileEncoder : public VisionEncoder {
  public:
@@ -22,12 +26,13 @@ class TileEncoder : public VisionEncoder {
     return tiles == 1 ? tile_ : VisualSize{tiles * tile_.tokens};
   }
 
-  std::vector<at::Tensor> encode(const std::vector<ProcessedImage>& images) const override {
+  std::vector<at::Tensor> encode(const std::vector<ProcessedImage>& images,
+                                 std::int64_t tiles_at_once) const override {
     if (images.empty()) return {};
     std::vector<at::Tensor> pixels;
     pixels.reserve(images.size());
     for (const ProcessedImage& image : images) pixels.push_back(image.pixels);
-    const at::Tensor features = projector_(tower_(at::cat(pixels)));  // [tiles, tokens, D]
+    const at::Tensor features = encode_tiles(at::cat(pixels), tiles_at_once);
     std::vector<at::Tensor> out;
     out.reserve(images.size());
     std::int64_t begin = 0;
@@ -39,6 +44,20 @@ class TileEncoder : public VisionEncoder {
   }
 
  private:
+  /// [tiles, 3, S, S] -> [tiles, tokens, D]
+  at::Tensor encode_tiles(const at::Tensor& pixels, std::int64_t at_once) const {
+    const std::int64_t tiles = pixels.size(0);
+    if (at_once <= 0 || at_once >= tiles) return projector_(tower_(pixels));
+    at::Tensor result;
+    for (std::int64_t begin = 0; begin < tiles; begin += at_once) {
+      const std::int64_t count = std::min(at_once, tiles - begin);
+      const at::Tensor part = projector_(tower_(pixels.narrow(0, begin, count)));
+      if (begin == 0) result = at::empty({tiles, part.size(1), part.size(2)}, part.options());
+      result.narrow(0, begin, count).copy_(part);
+    }
+    return result;
+  }
+
   Tower tower_;
   Projector projector_;
   VisualSize tile_;
