@@ -185,11 +185,20 @@ void GenerationFlags::add(CLI::App& command) {
       ->group(group);
   command.add_flag("--no-graph", no_graph, "On CUDA: don't capture decode steps; same answers")
       ->group(group);
+  command
+      .add_option(
+          "--memory", memory_bytes,
+          "Most memory for caches and activations, beside the weights (2GB, 512MB); what is "
+          "available by default")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->type_name("SIZE")
+      ->group(group);
 }
 
 libvar::SessionOptions GenerationFlags::session() const {
   libvar::SessionOptions options;
   options.cuda_graph = !no_graph;
+  options.memory_bytes = static_cast<std::int64_t>(memory_bytes);
   return options;
 }
 

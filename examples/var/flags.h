@@ -54,6 +54,7 @@ struct GenerationFlags {
   std::optional<double> temperature, top_p;
   std::optional<std::int64_t> top_k;
   bool no_graph = false;
+  std::uint64_t memory_bytes = 0;
 
   void add(CLI::App& command);
   /// Samples where --temperature, --top-p or --top-k says so.

@@ -88,6 +88,16 @@ std::size_t entries(const TemporaryFolder& folder) {
 
 }  // namespace
 
+TEST_CASE("ask refuses what --memory does not suffice for", "[cli]") {
+  const json& run = golden_run("off");
+  check_error(run_command(ask(run, {"--memory", "100kB"})), "but only 100.0 kB are available");
+  const CommandResult usage = run_command(ask(run, {"--memory", "much"}));
+  CHECK(usage.code == 2);
+  CHECK_THAT(usage.err, Contains("--memory"));
+  CHECK(succeed(ask(run, {"--memory", "1GB", "--no-var"})).out ==
+        succeed(ask(run, {"--no-var"})).out);
+}
+
 TEST_CASE("ask --json gives the golden answers", "[cli][golden]") {
   const auto [name, flags] =
       GENERATE(std::pair("off", Arguments{"--no-var"}), std::pair("on", Arguments{}),

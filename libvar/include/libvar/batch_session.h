@@ -14,8 +14,9 @@ namespace libvar {
 struct BatchOptions {
   std::int64_t batch = 8;          ///< most sequences that are decoded together, >= 1
   std::int64_t prefixes = 2;       ///< prefilled images that are kept for later questions, >= 0
-  std::int64_t prefill_chunk = 0;  ///< most rows of a prompt computed at once; 0: all
+  std::int64_t prefill_chunk = 0;  ///< as SessionOptions::prefill_chunk
   bool cuda_graph = true;          ///< as SessionOptions::cuda_graph
+  std::int64_t memory_bytes = 0;   ///< as SessionOptions::memory_bytes
 };
 
 /// Gets the answers in the order of the requests, each as soon as it and those before it are there;

@@ -11,12 +11,20 @@ namespace libvar {
 struct PassHooks;
 
 struct SessionOptions {
-  std::int64_t prefill_chunk = 0;  ///< most rows of the prompt computed at once; 0: all
+  /// Most rows of the prompt computed at once; 0: all, or as many as there is memory for.
+  std::int64_t prefill_chunk = 0;
   bool cuda_graph =
       true;  ///< on CUDA: decode steps are captured and replayed; results are the same
+  /// Most bytes that caches and activations may take; 0: what is available. See Session.
+  std::int64_t memory_bytes = 0;
 };
 
 /// One conversation with a model: caches and sampler. Used by one thread at a time.
+///
+/// The memory that a request needs is computed before any work is done for it. Where it does not
+/// suffice for the whole prompt or all tiles of the pictures at once, they are computed in parts,
+/// which changes logits by rounding alone; where it does not suffice for that, the request is
+/// refused.
 class Session {
  public:
   explicit Session(std::shared_ptr<const Model> model, SessionOptions options = {});
@@ -29,6 +37,7 @@ class Session {
   /// @throws InputError   an image can't be read, image places and images differ in number, the
   /// prompt is too long
   /// @throws ConfigError  parameters out of range
+  /// @throws ResourceError  there is not enough memory: with what is needed and what is available
   Answer ask(const Request& request, const TextCallback& on_text = {});
 
   /// Answers a further question in the same conversation; earlier turns stay in the caches, and the

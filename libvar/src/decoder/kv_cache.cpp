@@ -21,6 +21,14 @@ at::Tensor grown(const at::Tensor& old, at::IntArrayRef sizes, std::int64_t dim,
   return result;
 }
 
+/// Keys and values, phi in float32, and the visual mask.
+std::int64_t bytes_of(const DecoderConfig& config, at::ScalarType dtype, std::int64_t batch,
+                      std::int64_t capacity) {
+  const auto element = static_cast<std::int64_t>(c10::elementSize(dtype));
+  const std::int64_t layer = 2 * config.num_kv_heads * config.head_dim * element + 4;
+  return batch * capacity * (config.num_layers * layer + 1);
+}
+
 }  // namespace
 
 KvCache::KvCache(const DecoderConfig& config, const ComputeTarget& target, std::int64_t batch)
@@ -30,11 +38,31 @@ KvCache::KvCache(const DecoderConfig& config, const ComputeTarget& target, std::
       keys_(static_cast<std::size_t>(config.num_layers)),
       values_(static_cast<std::size_t>(config.num_layers)) {}
 
+std::int64_t KvCache::next_capacity(std::int64_t capacity) const {
+  if (capacity <= capacity_ || length_ == 0) return std::max(capacity, capacity_);
+  return std::max(capacity, std::min(capacity_ + capacity_ / 2, config_.max_positions));
+}
+
+std::int64_t KvCache::bytes() const {
+  return bytes_of(config_, target_.dtype, batch_, capacity_);
+}
+
+std::int64_t KvCache::bytes_to_reserve(std::int64_t capacity) const {
+  if (capacity <= capacity_) return 0;
+  const std::int64_t growth =
+      bytes_of(config_, target_.dtype, batch_, next_capacity(capacity)) - bytes();
+  if (length_ == 0) return growth;
+  // One buffer is there twice, while its content is copied.
+  const auto element = static_cast<std::int64_t>(c10::elementSize(target_.dtype));
+  return growth +
+         batch_ * capacity_ *
+             std::max(config_.num_kv_heads * config_.head_dim * element, config_.num_layers * 4);
+}
+
 void KvCache::reserve(std::int64_t capacity) {
   if (capacity <= capacity_) return;
+  capacity = next_capacity(capacity);
   if (length_ == 0) capacity_ = 0;  // the buffers go first: running out of memory leaves none
-  if (length_ > 0)
-    capacity = std::max(capacity, std::min(capacity_ + capacity_ / 2, config_.max_positions));
   const auto options = at::TensorOptions().device(target_.device);
   const std::vector<std::int64_t> sizes{batch_, config_.num_kv_heads, capacity, config_.head_dim};
   for (auto* buffers : {&keys_, &values_}) {

@@ -22,6 +22,10 @@ class KvCache {
 
   /// Makes room for `capacity` positions; what is stored stays. Growth of a used cache gets slack.
   void reserve(std::int64_t capacity);
+  /// Memory of the buffers.
+  std::int64_t bytes() const;
+  /// Most memory that reserve(capacity) takes beyond bytes(), at any moment.
+  std::int64_t bytes_to_reserve(std::int64_t capacity) const;
   /// Forgets every position; the buffers stay.
   void clear();
 
@@ -60,6 +64,9 @@ class KvCache {
   at::Tensor all_sink_scores() const;  ///< [layers, B, length()] float32
 
  private:
+  /// The capacity that reserve(capacity) makes.
+  std::int64_t next_capacity(std::int64_t capacity) const;
+
   DecoderConfig config_;
   ComputeTarget target_;
   std::int64_t batch_;

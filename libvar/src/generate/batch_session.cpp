@@ -15,6 +15,7 @@
 #include "generate/conversation.h"
 #include "generate/decode_step.h"
 #include "generate/generation.h"
+#include "generate/memory_plan.h"
 #include "generate/prepare_prompt.h"
 #include "libvar/error.h"
 #include "loaded_model.h"
@@ -137,23 +138,58 @@ class BatchSession::State {
   bool admit(const std::vector<Request>& requests, const Pending& pending) {
     const auto needed =
         static_cast<std::int64_t>(pending.prompt.sequence.ids.size()) + pending.max_new_tokens;
-    if (slots_.empty()) {
-      if (needed > cache_.capacity()) {
-        cache_.clear();
-        cache_.reserve(std::min(needed + needed / 4, loaded_.config.decoder.max_positions));
-      }
-      shared_.reset();
-    }
+    if (slots_.empty()) shared_.reset();
     const bool fits =
-        static_cast<std::int64_t>(slots_.size()) < options_.batch && needed <= cache_.capacity() &&
+        static_cast<std::int64_t>(slots_.size()) < options_.batch &&
+        (slots_.empty() || needed <= cache_.capacity()) &&
         (!pending.var.enabled || !shared_ || *shared_ == shared_settings(pending.var));
     if (!fits) return false;
+    const std::optional<MemoryPlan> plan = plan_for(requests[pending.index], pending, needed);
+    if (!plan) return false;
+    if (needed > cache_.capacity()) {
+      cache_.clear();
+      cache_.reserve(capacity_for(needed));
+    }
     if (pending.var.enabled) shared_ = shared_settings(pending.var);
-    start(requests[pending.index], pending);
+    start(requests[pending.index], pending, *plan);
     return true;
   }
 
-  void start(const Request& request, const Pending& pending) {
+  std::int64_t capacity_for(std::int64_t needed) const {
+    return std::min(needed + needed / 4, loaded_.config.decoder.max_positions);
+  }
+
+  /// None: others must end first. Kept prefixes go where an empty batch needs their memory.
+  std::optional<MemoryPlan> plan_for(const Request& request, const Pending& pending,
+                                     std::int64_t needed) {
+    PlannedWork work;
+    work.rows = static_cast<std::int64_t>(pending.prompt.sequence.ids.size());
+    work.new_tokens = pending.max_new_tokens;
+    work.sequences = options_.batch;
+    work.prefill_chunk = options_.prefill_chunk;
+    work.keeps_logits = request.return_logits;
+    work.images = &pending.prompt.images;
+    const auto plan = [&] {
+      std::int64_t kept = 0;
+      for (const auto& [key, prefix] : prefixes_) kept += prefix.cache ? prefix.cache->bytes() : 0;
+      const KvCache prefix(loaded_.config.decoder, loaded_.target);
+      work.cache_bytes =
+          (needed > cache_.capacity() ? cache_.bytes_to_reserve(capacity_for(needed)) : 0) +
+          prefix.bytes_to_reserve(work.rows);
+      return plan_memory(
+          loaded_.config, loaded_.target, work,
+          memory_for_request(loaded_.target.device, options_.memory_bytes, cache_.bytes() + kept));
+    };
+    MemoryPlan result = plan();
+    if (result.fits()) return result;
+    if (!slots_.empty()) return std::nullopt;
+    prefixes_.clear();
+    result = plan();
+    require_memory(result, work, loaded_.config);
+    return result;
+  }
+
+  void start(const Request& request, const Pending& pending, const MemoryPlan& plan) {
     Slot slot;
     slot.index = pending.index;
     slot.var = pending.var;
@@ -161,14 +197,14 @@ class BatchSession::State {
     KvCache cache = cache_.sequences(place, 1, 0);
     cache.clear();
     slot.conversation =
-        std::make_unique<Conversation>(loaded_.decoder, options_.prefill_chunk, std::move(cache));
+        std::make_unique<Conversation>(loaded_.decoder, plan.prefill_chunk, std::move(cache));
     const Sequence& prompt = pending.prompt.sequence;
     slot.answer.prompt_tokens = prompt.ids;
     PromptPrefix* prefix = find_prefix(pending);
     std::vector<at::Tensor> features;
     if (prefix == nullptr || !prefix->cache) {
       const Stopwatch vision_time;
-      features = loaded_.encode_images(pending.prompt.images);
+      features = loaded_.encode_images(pending.prompt.images, plan.tiles_at_once);
       synchronize(loaded_.target.device);
       slot.answer.timing.vision_ms = pending.vision_ms + vision_time.ms();
     }
@@ -280,6 +316,7 @@ BatchSession::BatchSession(std::shared_ptr<const Model> model, BatchOptions opti
   check("batch", options.batch, 1);
   check("prefixes", options.prefixes, 0);
   check("prefill_chunk", options.prefill_chunk, 0);
+  check("memory_bytes", options.memory_bytes, 0);
   const c10::InferenceMode inference;
   state_ = std::make_unique<State>(std::move(model), options);
 }

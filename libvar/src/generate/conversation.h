@@ -33,6 +33,9 @@ class Conversation {
   /// What looks at every later pass, or changes it.
   void set_hooks(PassHooks hooks) { hooks_ = std::move(hooks); }
 
+  /// Most rows of a later prompt computed at once; 0: all.
+  void set_prefill_chunk(std::int64_t rows) { prefill_chunk_ = rows; }
+
   /// Forgets every position.
   void clear();
 

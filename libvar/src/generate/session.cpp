@@ -12,6 +12,7 @@
 #include "generate/conversation.h"
 #include "generate/decode_step.h"
 #include "generate/generation.h"
+#include "generate/memory_plan.h"
 #include "generate/prepare_prompt.h"
 #include "libvar/error.h"
 #include "loaded_model.h"
@@ -37,6 +38,7 @@ class Session::State {
   State(std::shared_ptr<const Model> model, const SessionOptions& options)
       : model_(std::move(model)),
         loaded_(model_->loaded()),
+        options_(options),
         conversation_(loaded_.decoder, options.prefill_chunk),
         step_(loaded_.decoder, /*batch=*/1, options.cuda_graph && loaded_.target.device.is_cuda()) {
   }
@@ -76,9 +78,13 @@ class Session::State {
     const std::int64_t max_new_tokens = room_for_answer(
         loaded_, prompt, request, conversation_.length() + (has_unfed_token() ? 1 : 0));
 
+    const MemoryPlan plan = plan_or_throw(request, prepared, max_new_tokens);
+    conversation_.set_prefill_chunk(plan.prefill_chunk);
+
     Answer answer;
     answer.prompt_tokens = prompt.ids;
-    const std::vector<at::Tensor> features = loaded_.encode_images(prepared.images);
+    const std::vector<at::Tensor> features =
+        loaded_.encode_images(prepared.images, plan.tiles_at_once);
     synchronize(loaded_.target.device);
     answer.timing.vision_ms = vision_time.ms();
 
@@ -99,6 +105,24 @@ class Session::State {
     answer.timing.peak_memory_bytes = peak_memory_bytes(loaded_.target.device);
     caches_changed_ = false;
     return answer;
+  }
+
+  MemoryPlan plan_or_throw(const Request& request, const PreparedPrompt& prepared,
+                           std::int64_t max_new_tokens) const {
+    const KvCache& cache = conversation_.cache();
+    PlannedWork work;
+    work.rows = static_cast<std::int64_t>(prepared.sequence.ids.size());
+    work.new_tokens = max_new_tokens;
+    work.prefill_chunk = options_.prefill_chunk;
+    work.cache_bytes = cache.bytes_to_reserve(cache.length() + (has_unfed_token() ? 1 : 0) +
+                                              work.rows + max_new_tokens);
+    work.keeps_logits = request.return_logits;
+    work.images = &prepared.images;
+    const MemoryPlan plan = plan_memory(
+        loaded_.config, loaded_.target, work,
+        memory_for_request(loaded_.target.device, options_.memory_bytes, cache.bytes()));
+    require_memory(plan, work, loaded_.config);
+    return plan;
   }
 
   /// Generates behind the first token.
@@ -127,6 +151,7 @@ class Session::State {
 
   std::shared_ptr<const Model> model_;
   const LoadedModel& loaded_;
+  SessionOptions options_;
   Conversation conversation_;
   DecodeStep step_;
   std::optional<std::int64_t> pending_;  // the last token of the last answer
@@ -138,6 +163,10 @@ Session::Session(std::shared_ptr<const Model> model, SessionOptions options) {
   if (options.prefill_chunk < 0) {
     throw ConfigError(
         c10::str("SessionOptions: prefill_chunk must be >= 0, got ", options.prefill_chunk));
+  }
+  if (options.memory_bytes < 0) {
+    throw ConfigError(
+        c10::str("SessionOptions: memory_bytes must be >= 0, got ", options.memory_bytes));
   }
   const c10::InferenceMode inference;
   state_ = std::make_unique<State>(std::move(model), options);
