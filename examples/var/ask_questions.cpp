@@ -184,7 +184,7 @@ int answer_questions(const QuestionFileFlags& flags, const std::vector<libvar::Q
   options.cuda_graph = cuda_graph;
   libvar::BatchSession session(model, options);
   const InterruptScope interrupt;
-  ProgressBar bar("questions");
+  ProgressBar bar("questions", ProgressBar::Unit::kPieces);
   const auto begin = std::chrono::steady_clock::now();
   std::size_t tokens = 0;
   const auto on_answer = [&](std::size_t, const libvar::Answer& answer) {

@@ -11,8 +11,8 @@ namespace var_command {
 
 using namespace std::chrono_literals;
 
-ProgressBar::ProgressBar(std::string title)
-    : title_(std::move(title)), enabled_(isatty(STDERR_FILENO) == 1) {}
+ProgressBar::ProgressBar(std::string title, Unit unit)
+    : title_(std::move(title)), unit_(unit), enabled_(isatty(STDERR_FILENO) == 1) {}
 
 ProgressBar::~ProgressBar() {
   if (drawn_) std::fputs("\r\x1b[K", stderr);
@@ -28,9 +28,12 @@ void ProgressBar::update(std::int64_t done, std::int64_t total) {
   const auto filled = static_cast<std::size_t>(share * kWidth);
   const double elapsed = std::chrono::duration<double>(now - begin_).count();
   const double left = share > 0 ? elapsed * (1 - share) / share : 0;
+  const auto amount = [this](std::int64_t n) {
+    return unit_ == Unit::kBytes ? bytes_text(n) : std::to_string(n);
+  };
   std::fprintf(stderr, "\r%s [%s%s] %3.0f %%  %s of %s, %.0f s left\x1b[K", title_.c_str(),
                std::string(filled, '#').c_str(), std::string(kWidth - filled, '.').c_str(),
-               share * 100, bytes_text(done).c_str(), bytes_text(total).c_str(), left);
+               share * 100, amount(done).c_str(), amount(total).c_str(), left);
   std::fflush(stderr);
 }
 

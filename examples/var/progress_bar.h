@@ -10,18 +10,21 @@ namespace var_command {
 /// wiped at the end.
 class ProgressBar {
  public:
-  explicit ProgressBar(std::string title);
+  enum class Unit { kBytes, kPieces };
+
+  explicit ProgressBar(std::string title, Unit unit = Unit::kBytes);
   ~ProgressBar();
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  /// @param done, total  bytes
+  /// @param done, total  in the bar's unit
   void update(std::int64_t done, std::int64_t total);
 
  private:
   using Clock = std::chrono::steady_clock;
 
   std::string title_;
+  Unit unit_;
   bool enabled_;
   bool drawn_ = false;
   Clock::time_point begin_ = Clock::now();

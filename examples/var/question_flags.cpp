@@ -86,7 +86,7 @@ std::vector<ordered_json> run_questions(
     const std::function<ordered_json(const libvar::Question&, std::size_t place)>& answer) {
   ResultsFile results(out, settings);
   const InterruptScope interrupt;
-  ProgressBar bar("questions");
+  ProgressBar bar("questions", ProgressBar::Unit::kPieces);
   std::vector<ordered_json> lines;
   for (std::size_t i = 0; i < questions.size(); ++i) {
     InterruptScope::check();

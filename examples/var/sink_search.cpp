@@ -16,7 +16,7 @@ libvar::SinkDiscovery search_sink_dimensions(const libvar::Model& model,
   prompt.fill(request);
   request.images.assign(prompt.images.begin(), prompt.images.end());
   const InterruptScope interrupt;
-  ProgressBar bar("searching");
+  ProgressBar bar("searching", ProgressBar::Unit::kPieces);
   return libvar::discover_sink_dimensions(model, request, libvar::VarParams().tau,
                                           [&bar](std::int64_t done, std::int64_t total) {
                                             InterruptScope::check();

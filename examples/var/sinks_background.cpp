@@ -134,7 +134,7 @@ int background(const BackgroundFlags& flags) {
   std::vector<ordered_json> lines;
   {
     const InterruptScope interrupt;
-    ProgressBar bar("pictures");
+    ProgressBar bar("pictures", ProgressBar::Unit::kPieces);
     for (const std::string& name : pictures) {
       InterruptScope::check();
       const std::string id = ordered_json(name).dump();
