@@ -64,13 +64,18 @@ void redistribute_in_place_meta(at::Tensor& probs, const at::Tensor& sink_scores
   checks::check_redistribute("redistribute_", probs, sink_scores, visual_mask, row_mask);
 }
 
+/// What a linear map of the input's rows gives.
+at::Tensor linear_output(const at::Tensor& input, const at::Tensor& weight) {
+  c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
+  sizes.back() = weight.sym_size(0);
+  return empty_contiguous(sizes, input, input.scalar_type());
+}
+
 at::Tensor skinny_linear_meta(const at::Tensor& input, const at::Tensor& weight,
                               const std::optional<at::Tensor>& bias,
                               const std::optional<at::Tensor>& weight_scale) {
   checks::check_skinny_linear(input, weight, bias, weight_scale);
-  c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
-  sizes.back() = weight.sym_size(0);
-  return empty_contiguous(sizes, input, input.scalar_type());
+  return linear_output(input, weight);
 }
 
 at::Tensor skinny_swiglu_meta(const at::Tensor& input, const at::Tensor& gate_weight,
@@ -81,9 +86,7 @@ at::Tensor skinny_swiglu_meta(const at::Tensor& input, const at::Tensor& gate_we
                               const std::optional<at::Tensor>& up_scale) {
   checks::check_skinny_swiglu(input, gate_weight, up_weight, gate_bias, up_bias, gate_scale,
                               up_scale);
-  c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
-  sizes.back() = gate_weight.sym_size(0);
-  return empty_contiguous(sizes, input, input.scalar_type());
+  return linear_output(input, gate_weight);
 }
 
 at::Tensor rotate_and_cache_meta(const at::Tensor& query, const at::Tensor& key,
