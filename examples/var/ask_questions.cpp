@@ -171,6 +171,7 @@ int answer_questions(const QuestionFileFlags& flags, const std::vector<libvar::Q
                      const std::string& model_path,
                      const std::shared_ptr<const libvar::Model>& model,
                      const libvar::Request& request, bool cuda_graph, const CommonFlags& common) {
+  const InterruptScope interrupt;  // before the file of answers is there
   AnswersOut answers(flags, questions, std::filesystem::path(model_path).stem().string(),
                      settings_of(model_path, *model, request));
   std::vector<libvar::Request> requests(questions.size() - answers.size(), request);
@@ -183,7 +184,6 @@ int answer_questions(const QuestionFileFlags& flags, const std::vector<libvar::Q
   options.batch = flags.batch;
   options.cuda_graph = cuda_graph;
   libvar::BatchSession session(model, options);
-  const InterruptScope interrupt;
   ProgressBar bar("questions", ProgressBar::Unit::kPieces);
   const auto begin = std::chrono::steady_clock::now();
   std::size_t tokens = 0;

@@ -84,8 +84,8 @@ std::vector<ordered_json> run_questions(
     const std::string& out, const ordered_json& settings,
     const std::vector<libvar::Question>& questions,
     const std::function<ordered_json(const libvar::Question&, std::size_t place)>& answer) {
+  const InterruptScope interrupt;  // before the file of results is there
   ResultsFile results(out, settings);
-  const InterruptScope interrupt;
   ProgressBar bar("questions", ProgressBar::Unit::kPieces);
   std::vector<ordered_json> lines;
   for (std::size_t i = 0; i < questions.size(); ++i) {

@@ -125,6 +125,7 @@ int background(const BackgroundFlags& flags) {
   if (flags.limit && pictures.size() > *flags.limit) pictures.resize(*flags.limit);
   const auto model = load_model(flags.model, flags.common);
   if (!model->has_sink_dimensions()) throw libvar::InputError(no_sink_dimensions(flags.model));
+  const InterruptScope interrupt;  // before the file of results is there
   ResultsFile results(flags.out, {{"task", "background"},
                                   {"model", flags.model},
                                   {"images", flags.images},
@@ -133,7 +134,6 @@ int background(const BackgroundFlags& flags) {
                                   {"dtype", flags.common.dtype}});
   std::vector<ordered_json> lines;
   {
-    const InterruptScope interrupt;
     ProgressBar bar("pictures", ProgressBar::Unit::kPieces);
     for (const std::string& name : pictures) {
       InterruptScope::check();
