@@ -1,6 +1,6 @@
 # decoder/, vision/ and generate/: each part against a slow oracle, the whole against the goldens.
 libvar_add_test(NAME model LABELS cpu sanitize
-  SOURCES unit/model/decode_step_test.cpp unit/model/decoder_test.cpp unit/model/memory_plan_test.cpp unit/model/parts_test.cpp unit/model/sampler_test.cpp unit/model/tiny_decoder.cpp unit/model/var_params_test.cpp
+  SOURCES unit/model/decode_step_test.cpp unit/model/decoder_test.cpp unit/model/memory_plan_test.cpp unit/model/parts_test.cpp unit/model/sampler_test.cpp unit/model/tiny_decoder.cpp unit/model/upload_test.cpp unit/model/var_params_test.cpp
   LINK libvar::libvar)
 find_package(nlohmann_json 3.11 REQUIRED)
 find_package(ZLIB REQUIRED)
@@ -11,8 +11,10 @@ libvar_add_test(NAME golden LABELS cpu golden
 set_property(TEST model golden APPEND PROPERTY ENVIRONMENT OMP_NUM_THREADS=1)
 # Skipped loudly without a GPU; LIBVAR_REQUIRE_CUDA=1 makes that a failure.
 if(LIBVAR_WITH_CUDA)
-  add_test(NAME model_cuda COMMAND test_golden "[cuda]")
-  set_tests_properties(model_cuda PROPERTIES LABELS cuda TIMEOUT 600 SKIP_REGULAR_EXPRESSION "cuda tests skipped")
+  foreach(name model golden)
+    add_test(NAME ${name}_cuda COMMAND test_${name} "[cuda]")
+    set_tests_properties(${name}_cuda PROPERTIES LABELS cuda TIMEOUT 600 SKIP_REGULAR_EXPRESSION "cuda tests skipped")
+  endforeach()
 endif()
 
 # Many questions in one process: answers as alone, memory flat. The whole of it is ./dev soak.

@@ -21,12 +21,10 @@ inline constexpr std::int64_t kDefaultFirstLayer = 2;
 /// The parts of a model in memory. Immutable once it is made.
 class LoadedModel {
  public:
-  /// @param tensors    tensors by canonical name; those used in place are shared
-  /// @param on_copied  gets each tensor that is not used in place
+  /// @param tensors  tensors by canonical name; those used in place are shared
   LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
               std::unique_ptr<Tokenizer> model_tokenizer, const TensorMap& tensors,
-              const ComputeTarget& compute_target, const ProgressCallback& on_progress,
-              WeightReader::CopiedCallback on_copied = {});
+              const ComputeTarget& compute_target, WeightReader::Hooks hooks);
 
   /// The same weights, shared, with other sink dimensions.
   LoadedModel(const LoadedModel& other, SinkDimensions sink_dimensions);

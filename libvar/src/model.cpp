@@ -126,19 +126,24 @@ std::unique_ptr<LoadedModel> load_archive(const std::filesystem::path& path,
   target.dtype = choose_dtype(archive, options, device);
   target.fuse_projections = !device.is_cpu();
   target.copies_weights = copies_weights(archive, options, target);
+  WeightReader::Hooks hooks{{}, forget_pages, options.on_progress};
+  // Weights that are used in place would be read page by page, by the first prompt; of those that
+  // don't fit, the first would be gone before they are used.
+  const std::int64_t available = available_host_bytes();
+  if (!device.is_cpu() || target.copies_weights || available < 0 ||
+      weight_bytes(archive.tensors(), target.dtype) <= available)
+    hooks.before_read = fetch_pages;
   return std::make_unique<LoadedModel>(std::move(config), archive.manifest(), std::move(tokenizer),
-                                       archive.tensors(), target, options.on_progress,
-                                       forget_pages);
+                                       archive.tensors(), target, std::move(hooks));
 }
 
 }  // namespace
 
 LoadedModel::LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
                          std::unique_ptr<Tokenizer> model_tokenizer, const TensorMap& tensors,
-                         const ComputeTarget& compute_target, const ProgressCallback& on_progress,
-                         WeightReader::CopiedCallback on_copied)
+                         const ComputeTarget& compute_target, WeightReader::Hooks hooks)
     : LoadedModel(std::move(model_config), std::move(archive_manifest), std::move(model_tokenizer),
-                  WeightReader(tensors, compute_target, on_progress, std::move(on_copied))) {}
+                  WeightReader(tensors, compute_target, std::move(hooks))) {}
 
 LoadedModel::LoadedModel(ModelConfig model_config, ArchiveManifest archive_manifest,
                          std::unique_ptr<Tokenizer> model_tokenizer, const WeightReader& weights)

@@ -15,11 +15,10 @@
 
 namespace libvar {
 
-WeightReader::WeightReader(const TensorMap& tensors, ComputeTarget target,
-                           ProgressCallback on_progress, CopiedCallback on_copied)
+WeightReader::WeightReader(const TensorMap& tensors, ComputeTarget target, Hooks hooks)
     : tensors_(&tensors), target_(target), progress_(std::make_shared<Progress>()) {
-  progress_->callback = std::move(on_progress);
-  progress_->on_copied = std::move(on_copied);
+  progress_->hooks = std::move(hooks);
+  if (!target.device.is_cpu()) progress_->upload.emplace(target.device);
   for (const auto& [name, tensor] : tensors)
     progress_->total_bytes += static_cast<std::int64_t>(tensor.nbytes());
 }
@@ -41,30 +40,43 @@ const at::Tensor& WeightReader::find(const std::string& name, at::IntArrayRef sh
   return found->second;
 }
 
+const at::Tensor& WeightReader::fetch(const std::string& name, at::IntArrayRef shape) const {
+  const at::Tensor& source = find(name, shape);
+  if (progress_->hooks.before_read) progress_->hooks.before_read(source);
+  return source;
+}
+
+bool WeightReader::is_uploaded(const at::Tensor& source) const {
+  return progress_->upload.has_value() && source.is_cpu();
+}
+
 void WeightReader::report(const at::Tensor& source, bool is_copied) const {
-  if (is_copied && progress_->on_copied) progress_->on_copied(source);
+  const Hooks& hooks = progress_->hooks;
+  if (is_copied && hooks.on_copied) hooks.on_copied(source);
   progress_->done_bytes += static_cast<std::int64_t>(source.nbytes());
-  if (progress_->callback) progress_->callback(progress_->done_bytes, progress_->total_bytes);
+  if (hooks.on_progress) hooks.on_progress(progress_->done_bytes, progress_->total_bytes);
 }
 
 at::Tensor WeightReader::place(const at::Tensor& source, at::ScalarType dtype) const {
   at::Tensor result;
-  if (target_.device.is_cpu() && target_.copies_weights) {
+  if (is_uploaded(source)) {
+    result = progress_->upload->tensor(source).to(dtype);
+  } else if (target_.copies_weights) {
     result = progress_->memory.empty(source.sizes(), dtype);
     result.copy_(source);
   } else {
-    result = source.to(target_.device, dtype);
+    result = source.to(dtype);
   }
   report(source, !result.is_same(source));
   return result;
 }
 
 at::Tensor WeightReader::read(const std::string& name, at::IntArrayRef shape) const {
-  return place(find(name, shape), target_.dtype);
+  return place(fetch(name, shape), target_.dtype);
 }
 
 at::Tensor WeightReader::read_as_stored(const std::string& name, at::IntArrayRef shape) const {
-  const at::Tensor& source = find(name, shape);
+  const at::Tensor& source = fetch(name, shape);
   return place(source, source.scalar_type());
 }
 
@@ -83,8 +95,13 @@ at::Tensor WeightReader::read_stacked(const std::vector<std::string>& names,
   at::Tensor result = at::empty(sizes, at::TensorOptions().device(target_.device).dtype(dtype));
   std::int64_t begin = 0;
   for (std::size_t i = 0; i < names.size(); ++i) {
-    const at::Tensor& source = find(names[i], shapes[i]);
-    result.narrow(0, begin, shapes[i][0]).copy_(source);
+    const at::Tensor& source = fetch(names[i], shapes[i]);
+    const at::Tensor part = result.narrow(0, begin, shapes[i][0]);
+    if (is_uploaded(source) && source.scalar_type() == dtype) {
+      progress_->upload->copy(part, source);
+    } else {
+      part.copy_(is_uploaded(source) ? progress_->upload->tensor(source) : source);
+    }
     begin += shapes[i][0];
     report(source, /*is_copied=*/true);
   }

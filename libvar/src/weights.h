@@ -12,6 +12,7 @@
 
 #include "huge_pages.h"
 #include "libvar/request.h"
+#include "upload.h"
 
 namespace libvar {
 
@@ -34,12 +35,15 @@ struct ComputeTarget {
 /// mapped file stays the only copy; every other one is copied once, straight from the mapping.
 class WeightReader {
  public:
-  /// Gets each tensor of which a copy was made.
-  using CopiedCallback = std::function<void(const at::Tensor&)>;
+  /// What the owner of the tensors' memory is told.
+  struct Hooks {
+    std::function<void(const at::Tensor&)> before_read;  ///< the tensor is read next
+    std::function<void(const at::Tensor&)> on_copied;    ///< a copy of it was made
+    ProgressCallback on_progress;
+  };
 
   /// @param tensors  must outlive the reader, not what it hands out
-  WeightReader(const TensorMap& tensors, ComputeTarget target, ProgressCallback on_progress = {},
-               CopiedCallback on_copied = {});
+  WeightReader(const TensorMap& tensors, ComputeTarget target, Hooks hooks = {});
 
   /// The same reader for names that begin with `prefix`.
   WeightReader scope(const std::string& prefix) const;
@@ -67,15 +71,18 @@ class WeightReader {
  private:
   /// What a reader and its scopes share.
   struct Progress {
-    ProgressCallback callback;
-    CopiedCallback on_copied;
+    Hooks hooks;
     std::int64_t done_bytes = 0, total_bytes = 0;
     HugePageArena memory;
+    std::optional<Upload> upload;  ///< where the device is not the CPU
   };
 
   const at::Tensor& find(const std::string& name, at::IntArrayRef shape) const;
+  /// What find() gives, about to be read.
+  const at::Tensor& fetch(const std::string& name, at::IntArrayRef shape) const;
   /// The tensor where it is computed with.
   at::Tensor place(const at::Tensor& source, at::ScalarType dtype) const;
+  bool is_uploaded(const at::Tensor& source) const;
   void report(const at::Tensor& source, bool is_copied) const;
 
   const TensorMap* tensors_;

@@ -15,10 +15,10 @@ struct LoadOptions {
   /// auto, fp32, bf16, fp16. auto: the archive's on CUDA; on a CPU bf16 where the processor has
   /// bf16 dot products, else fp32 if it fits in memory.
   std::string dtype = "auto";
-  /// On a CPU, for weights of the dtype of the computation: map (use the mapped file in place:
-  /// loaded at once, shared with other processes), copy (into memory of huge pages, from which they
-  /// are read up to 1.6 times as fast: for many tokens) or auto: copy where an eighth more than
-  /// their size and 2 GiB are available, else map.
+  /// On a CPU, for weights of the dtype of the computation: map (use the mapped file in place,
+  /// shared with other processes; its pages are fetched where they fit in memory), copy (into
+  /// memory of huge pages, from which they are read up to 1.6 times as fast: for many tokens) or
+  /// auto: copy where an eighth more than their size and 2 GiB are available, else map.
   std::string weights = "map";
   ProgressCallback on_progress = {};  ///< called while weights are read
 };

@@ -268,9 +268,9 @@ TEST_CASE("weights are copied where the target says so, and the source is told",
   ComputeTarget copies;
   copies.copies_weights = true;
   std::vector<const void*> copied;
-  const WeightReader reader(tiny.tensors, copies, {}, [&](const at::Tensor& source) {
-    copied.push_back(source.const_data_ptr());
-  });
+  WeightReader::Hooks hooks;
+  hooks.on_copied = [&](const at::Tensor& source) { copied.push_back(source.const_data_ptr()); };
+  const WeightReader reader(tiny.tensors, copies, hooks);
   std::vector<at::Tensor> found;
   for (const auto& [name, source] : tiny.tensors) {
     found.push_back(reader.read_as_stored(name, source.sizes()));
@@ -283,9 +283,7 @@ TEST_CASE("weights are copied where the target says so, and the source is told",
   CHECK(copied.size() == tiny.tensors.size());
 
   copied.clear();
-  const WeightReader in_place(tiny.tensors, ComputeTarget(), {}, [&](const at::Tensor& source) {
-    copied.push_back(source.const_data_ptr());
-  });
+  const WeightReader in_place(tiny.tensors, ComputeTarget(), hooks);
   in_place.read("model.norm.weight", {448});
   CHECK(copied.empty());
 }
