@@ -55,6 +55,12 @@ MODEL = {"libvar": ("libvar, VAR on", "libvar"), "libvar_off": ("libvar, VAR off
          "bound": ("the bound: one pass over weights and cache", "plain")}
 
 
+LOAD = {"map": "Model::load, weights used in the mapped file, its pages fetched",
+        "copy": "Model::load, weights copied into huge pages", "load": "Model::load onto the GPU",
+        "read": "the file read piece by piece into one small buffer",
+        "read_new": "the file read into new memory of huge pages"}
+
+
 MODELS = {(32, 32): "LLaVA-1.5-7B", (32, 8): "InternVL2-8B", (28, 4): "Qwen2-VL-7B"}  # by heads and key heads
 
 
@@ -114,7 +120,7 @@ def newest_runs(folder):
         run = read_run(path)
         if run.context.get("sizes") == "tiny":
             raise ValueError(f"{path}: made with --tiny, no measurement")
-        kind = next((k for k in ("peers", "model", "model-2threads") if path.stem.endswith("-" + k)), "kernels")
+        kind = next((k for k in ("peers", "model", "model-2threads", "load") if path.stem.endswith("-" + k)), "kernels")
         group = runs.setdefault((run.context["device"], run.machine()), {})
         if kind not in group or group[kind].context["date"] < run.context["date"]:
             group[kind] = run
@@ -144,6 +150,8 @@ def heading(case):
     if case.op in ("decode", "prefill"):
         return (f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {sizes['layers']} layers, {case.dtype}, "
                 f"{sizes['keys']} {'keys' if case.op == 'decode' else 'tokens'}")
+    if case.op == "load":
+        return f"an archive of {case.values['bytes'] / 1e9:.1f} GB, from the {case.dtype.replace('_', ' ')}"
     if case.op in ("skinny_linear", "skinny_swiglu"):
         return f"{sizes['rows']} of {sizes['in']} -> {sizes['out']} {case.dtype}"
     return f"[{sizes['rows']}, {sizes['hidden']}] {case.dtype}"
@@ -266,6 +274,17 @@ def model_tables(runs):
     return lines
 
 
+def load_table(run):
+    names = [name for name in LOAD if any(case.median(name) for case in run.cases.values())]
+    rows = []
+    for case in run.cases.values():
+        cells = [(case.median(name), case.values["bytes"]) for name in names]
+        rows.append([heading(case), run.context["threads"],
+                     *("" if us is None else f"{us / 1e3:.0f} ms, {size / us / 1e3:.2f} GB/s" for us, size in cells)])
+    return ["### Loading", "", "`./dev bench load`. " + "; ".join(f"`{name}`: {LOAD[name]}" for name in names) + ".", "",
+            *table(["", "threads", *(f"`{name}`" for name in names)], rows)]
+
+
 def panels(cases, names, most=9):
     result = []
     for case in cases:
@@ -339,7 +358,7 @@ def machine_lines(run, group):
 INTRO = """\
 # Benchmarks
 
-<!-- Written by bench/report.py from bench/results/*.json; `./dev bench kernels` and `./dev bench model` make both anew. Do not
+<!-- Written by bench/report.py from bench/results/*.json; `./dev bench kernels`, `model` and `load` make both anew. Do not
 edit. -->
 
 `./dev bench kernels` checks every output against double precision, then times (bench/README.md says how). A ratio is the
@@ -363,8 +382,11 @@ def section(device, machine, group, lines, pictures):
     for name, (svg, sentence) in figures(device, run, whole).items():
         pictures[name] = svg
         lines += [f"![{sentence}](images/{name})", ""]
-    bars = bars_table([run, *(r for r in whole if r.context["threads"] == "1" or device == "cuda")])
+    loads = [group["load"]] if "load" in group else []
+    bars = bars_table([run, *(r for r in [*whole, *loads] if r.context["threads"] == "1" or device == "cuda")])
     lines += ["### Bars", "", *(bars or ["No case of this run has a bar.", ""]), *model_tables(whole)]
+    for load in loads:
+        lines += load_table(load)
     timed = {op: [c for c in run.cases.values() if c.op == op and c.median("libvar")]
              for op in ("attention", "redistribute", "rms_norm", "skinny_linear", "skinny_swiglu")}
     one_row = [c for c in timed["attention"] if c.sizes["rows"] == 1]

@@ -21,6 +21,11 @@ if(LIBVAR_PYTHON)
   set_tests_properties(bench_model PROPERTIES LABELS python TIMEOUT 600 SKIP_REGULAR_EXPRESSION "SKIPPED"
     ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=PASSIVE")
 endif()
+if(TARGET bench_load)
+  add_test(NAME bench_load COMMAND bench_load "${PROJECT_SOURCE_DIR}/examples/demo_model/demo.pt" --rounds 1)
+  set_tests_properties(bench_load PROPERTIES LABELS cpu TIMEOUT 60 PASS_REGULAR_EXPRESSION "load/cpu/disk.*read / map ")
+endif()
+
 # Written by hand, a number of docs/benchmarks.md could say anything.
 find_program(LIBVAR_SYSTEM_PYTHON python3 REQUIRED)
 add_test(NAME bench_page COMMAND "${LIBVAR_SYSTEM_PYTHON}" "${PROJECT_SOURCE_DIR}/bench/report.py" --check)

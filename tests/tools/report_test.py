@@ -76,6 +76,17 @@ class Report(unittest.TestCase):
             {"name": NAME, **times(libvar=10.0, per_head_loop=120.0), "ratio/per_head_loop/libvar": 12.0}]})
         self.assertIn("1200 µs (12.00×)", self.page())
 
+    def test_loading_stands_beside_reads_of_the_file(self):
+        self.write("a-kernels.json", kernels())
+        ratio = {f"ratio{kind}/read/map": 1.25 for kind in ("", "_low", "_high")}
+        self.write("a-load.json", {"context": {**CONTEXT, "threads": "1"}, "benchmarks": [
+            {"name": "load/cpu/page_cache", "bytes": 2e9, "aa_spread": 0.01, **times(map=4e5, read=5e5), **ratio,
+             "at_least/read/map": 0.8}]})
+        page = self.page()
+        for part in ("| an archive of 2.0 GB, from the page cache | 1 | 400 ms, 5.00 GB/s | 500 ms, 4.00 GB/s |",
+                     "| 1.250 [1.250, 1.250] | 1.0 % | at least 0.80 | holds |"):
+            self.assertIn(part, page)
+
     def test_the_newest_run_of_a_machine_counts(self):
         self.write("a-kernels.json", kernels(ratio=1.2))
         newer = kernels()
