@@ -24,11 +24,12 @@ target_include_directories(soak PRIVATE ${PROJECT_SOURCE_DIR}/libvar/src ${CMAKE
 target_compile_definitions(soak PRIVATE LIBVAR_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 libvar_target_options(soak)
 add_test(NAME soak COMMAND soak --questions 60)
+add_test(NAME soak_fp16 COMMAND soak --questions 12 --dtype fp16)
 # What it is there to find is found.
 foreach(fault leak company)
   add_test(NAME soak_finds_${fault} COMMAND soak --questions 60 --fault ${fault})
 endforeach()
 set_tests_properties(soak_finds_leak PROPERTIES PASS_REGULAR_EXPRESSION "FAILED: the heap grows")
 set_tests_properties(soak_finds_company PROPERTIES PASS_REGULAR_EXPRESSION "FAILED: .*, question")
-set_tests_properties(soak soak_finds_leak soak_finds_company PROPERTIES LABELS cpu TIMEOUT 600
+set_tests_properties(soak soak_fp16 soak_finds_leak soak_finds_company PROPERTIES LABELS cpu TIMEOUT 600
   ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=PASSIVE")

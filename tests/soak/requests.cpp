@@ -22,15 +22,15 @@ std::filesystem::path picture(const char* name) {
 
 }  // namespace
 
-std::vector<SoakModel> load_soak_models() {
+std::vector<SoakModel> load_soak_models(const std::string& dtype) {
   LoadOptions options;
   options.device = "cpu";
-  options.dtype = "fp32";
+  options.dtype = dtype;
   std::vector<SoakModel> out = {
       {"demo", Model::load(LIBVAR_SOURCE_DIR "/examples/demo_model/demo.pt", options)},
       {"llava", Model::load(golden_archive("mha"), options)}};
   for (const char* name : {"qwen_flat", "internvl_small", "vila15_llama3"})
-    out.push_back({name, load_family_case(family_case(name))});
+    out.push_back({name, load_family_case(family_case(name), dtype)});
   return out;
 }
 
@@ -87,7 +87,7 @@ Request RequestMaker::request(const Model& model) {
   if (one_in(8)) out.system = "Be brief.";
   out.var = var(model);
   out.generation.max_new_tokens = 1 + pick(one_in(4) ? 48 : 12);
-  if (one_in(4)) {
+  if (one_in(4) && draws_) {
     out.generation.temperature = 0.8;
     out.generation.top_k = pick(2) * 20;
     out.generation.seed = static_cast<std::uint64_t>(pick(1000));

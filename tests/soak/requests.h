@@ -16,14 +16,16 @@ struct SoakModel {
   std::shared_ptr<const Model> model;
 };
 
-/// The demo model and four tiny ones of the goldens, one of each family, in float32 on the CPU.
-std::vector<SoakModel> load_soak_models();
+/// The demo model and four tiny ones of the goldens, one of each family, on the CPU.
+/// @param dtype  "fp32", "bf16", "fp16"
+std::vector<SoakModel> load_soak_models(const std::string& dtype);
 
 /// Questions about 0, 1 and 2 pictures with lengths, settings of VAR and of drawing that differ;
 /// a seed gives the same ones everywhere.
 class RequestMaker {
  public:
-  explicit RequestMaker(std::uint32_t seed) : random_(seed) {}
+  /// @param draws  whether some answers are drawn; the others are greedy
+  RequestMaker(std::uint32_t seed, bool draws) : random_(seed), draws_(draws) {}
 
   Request request(const Model& model);
   /// Batches, kept prefixes and chunks of prompts in several sizes.
@@ -40,6 +42,7 @@ class RequestMaker {
   VarParams var(const Model& model);
 
   std::mt19937 random_;
+  bool draws_;
   std::vector<ImageSource> last_images_;
 };
 

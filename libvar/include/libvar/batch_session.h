@@ -38,7 +38,10 @@ using StepCallback = std::function<bool()>;
 /// Numerics: an answer does not depend on whether its prefix was there. It equals that of
 /// Session::ask but for rounding: prompts are computed in two parts, and matrix products of several
 /// rows may round otherwise than those of one (float32 on a CPU: they don't, up to eight rows).
-/// Measured on the goldens in float32: equal tokens, logits within 2e-5 of the largest.
+/// Float32, measured on the goldens: equal tokens, logits within 2e-5 of the largest. Half types,
+/// measured by ./dev soak --dtype: as long as the tokens are equal, logits within 16 roundings
+/// (2^-8 in bfloat16, 2^-11 in float16) of the largest; tokens part only where the two largest
+/// logits are closer than 8 of them.
 class BatchSession {
  public:
   /// @throws ConfigError  options out of range
