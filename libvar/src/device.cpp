@@ -8,6 +8,7 @@
 #include <charconv>
 #include <fstream>
 
+#include "control_group.h"
 #include "libvar/error.h"
 
 #ifdef LIBVAR_WITH_CUDA
@@ -47,13 +48,6 @@ std::int64_t read_proc_bytes(const char* path, const std::string& name) {
   return -1;
 }
 
-/// First word of a file as a number; -1 where there is no such file or no number ("max").
-std::int64_t read_number(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::int64_t value = -1;
-  return file >> value ? value : -1;
-}
-
 /// Bytes of a control group's pages that belong to files: what needs them can read them again.
 std::int64_t file_bytes(const std::filesystem::path& stat) {
   std::ifstream file(stat);
@@ -63,15 +57,6 @@ std::int64_t file_bytes(const std::filesystem::path& stat) {
     if (name == "active_file" || name == "inactive_file") sum += value;
   }
   return sum;
-}
-
-/// The control group (version 2) of this process, or "".
-std::string own_group() {
-  std::ifstream file("/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {
-    if (line.compare(0, 3, "0::") == 0) return line.substr(3);
-  }
-  return {};
 }
 
 }  // namespace
@@ -107,10 +92,9 @@ bool cpu_has_bfloat16_products() {
   return has("avx512_bf16") || has("amx_bf16");
 }
 
-std::int64_t available_group_bytes(std::string group, const std::filesystem::path& root) {
+std::int64_t available_group_bytes(const std::string& group, const std::filesystem::path& mount) {
   std::int64_t least = -1;
-  for (; !group.empty(); group.resize(group.rfind('/'))) {
-    const std::filesystem::path folder = root.string() + group;
+  for (const std::filesystem::path& folder : control_group_folders(group, mount)) {
     const std::int64_t limit = read_number(folder / "memory.max");
     if (limit < 0) continue;
     const std::int64_t used = std::max<std::int64_t>(read_number(folder / "memory.current"), 0) -
@@ -123,7 +107,8 @@ std::int64_t available_group_bytes(std::string group, const std::filesystem::pat
 
 std::int64_t available_host_bytes() {
   const std::int64_t machine = read_proc_bytes("/proc/meminfo", "MemAvailable");
-  const std::int64_t group = available_group_bytes(own_group(), "/sys/fs/cgroup");
+  const std::int64_t group =
+      available_group_bytes(control_group("/proc/self/cgroup", ""), "/sys/fs/cgroup");
   return group >= 0 && (machine < 0 || group < machine) ? group : machine;
 }
 

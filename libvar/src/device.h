@@ -22,8 +22,8 @@ std::int64_t available_host_bytes();
 /// What the memory limits of a control group (version 2) and of those above it leave; pages of
 /// files count as free. -1: there is no limit.
 /// @param group  as /proc/self/cgroup has it ("/a/b")
-/// @param root   where the groups are mounted
-std::int64_t available_group_bytes(std::string group, const std::filesystem::path& root);
+/// @param mount  where the groups are mounted
+std::int64_t available_group_bytes(const std::string& group, const std::filesystem::path& mount);
 
 /// Memory that a computation on the device can still take, or -1 where that isn't known: of the
 /// host, or free on the CUDA device and in the reserve of its allocator.

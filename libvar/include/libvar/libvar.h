@@ -14,5 +14,6 @@
 #include "libvar/report.h"
 #include "libvar/request.h"
 #include "libvar/session.h"
+#include "libvar/threads.h"
 #include "libvar/var_params.h"
 #include "libvar/version.h"

@@ -190,6 +190,9 @@ TEST_CASE("what a limit of a control group leaves", "[memory]") {
   CHECK(available_group_bytes("/a/b", path) == 1500);
   write("a/b/memory.current", "1600\n");
   CHECK(available_group_bytes("/a/b", path) == 0);
+  write("memory.max", "1200\n");  // the mount is a container's own group
+  CHECK(available_group_bytes("/c", path) == 1200);
+  CHECK(available_group_bytes("/", path) == 1200);
   CHECK(available_group_bytes("", path) == -1);
 }
 
