@@ -6,10 +6,12 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 
 #include "interrupt.h"
 #include "libvar/error.h"
+#include "libvar/threads.h"
 #include "progress_bar.h"
 
 namespace var_command {
@@ -54,6 +56,18 @@ std::string check_seed(const std::string& text) {
   return valid ? "" : "expected a whole number from 0 to 18446744073709551615, got " + text;
 }
 
+/// True where the environment says how OpenMP runs threads: LibTorch's own choice, which knows it,
+/// holds. Binding counts too: it leaves the first thread one core, and recommended_threads() would
+/// see only that.
+bool environment_sets_threads() {
+  for (const char* name :
+       {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"}) {
+    const char* const value = std::getenv(name);
+    if (value != nullptr && *value != '\0') return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 void CommonFlags::add(CLI::App& command, const std::string& dtype_help) {
@@ -68,7 +82,10 @@ void CommonFlags::add(CLI::App& command, const std::string& dtype_help) {
                   "second) or auto: copy where there is memory for it")
       ->check(CLI::IsMember({"auto", "copy", "map"}))
       ->capture_default_str();
-  command.add_option("--threads", threads, "Threads of the CPU; all by default")
+  command
+      .add_option("--threads", threads,
+                  "Threads of the CPU; by default its physical cores, as far as affinity and CPU "
+                  "quota allow, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set")
       ->check(check_positive)
       ->type_name("N");
   command.add_option("--log-level", log_level, "What is said on stderr beside errors")
@@ -76,7 +93,12 @@ void CommonFlags::add(CLI::App& command, const std::string& dtype_help) {
 }
 
 void CommonFlags::apply() const {
-  if (threads > 0) at::set_num_threads(threads);
+  if (threads > 0) {
+    at::set_num_threads(threads);
+  } else if (!environment_sets_threads()) {
+    at::set_num_threads(libvar::recommended_threads());
+  }
+  log("threads of the CPU: " + std::to_string(at::get_num_threads()));
 }
 
 void CommonFlags::warn(const std::string& text) const {

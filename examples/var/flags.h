@@ -22,7 +22,7 @@ struct CommonFlags {
 
   /// @param dtype_help  what --dtype means here
   void add(CLI::App& command, const std::string& dtype_help);
-  /// Sets the number of threads of this process.
+  /// Sets the number of threads of this process, and says it at level info.
   void apply() const;
   void warn(const std::string& text) const;  ///< "var: ..." on stderr from level warning on
   void log(const std::string& text) const;   ///< from level info on

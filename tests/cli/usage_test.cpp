@@ -3,9 +3,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <string>
 
 #include "catch.h"
 #include "command.h"
+#include "libvar/threads.h"
 #include "libvar/version.h"
 #include "temporary_folder.h"
 
@@ -33,6 +37,52 @@ Arguments ask(const Arguments& flags) {
   return arguments;
 }
 
+/// Sets environment variables for what is started in its scope; "" unsets one.
+class EnvironmentScope {
+ public:
+  explicit EnvironmentScope(const std::map<std::string, std::string>& values) {
+    for (const auto& [name, value] : values) {
+      const char* const before = std::getenv(name.c_str());
+      before_[name] = before == nullptr ? "" : before;
+      set(name, value);
+    }
+  }
+
+  ~EnvironmentScope() {
+    for (const auto& [name, value] : before_) set(name, value);
+  }
+
+  EnvironmentScope(const EnvironmentScope&) = delete;
+  EnvironmentScope& operator=(const EnvironmentScope&) = delete;
+
+ private:
+  static void set(const std::string& name, const std::string& value) {
+    if (value.empty())
+      unsetenv(name.c_str());
+    else
+      setenv(name.c_str(), value.c_str(), 1);
+  }
+
+  std::map<std::string, std::string> before_;
+};
+
+/// The number of threads that `var ask` says it uses.
+int threads_used(const Arguments& flags, const std::map<std::string, std::string>& environment) {
+  std::map<std::string, std::string> values;
+  for (const char* name :
+       {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"})
+    values[name] = "";
+  for (const auto& [name, value] : environment) values[name] = value;
+  const EnvironmentScope scope(values);
+  Arguments arguments = {"ask", "/none.pt", "What is it?", "--log-level", "info"};
+  arguments.insert(arguments.end(), flags.begin(), flags.end());
+  const std::string text = run_command(arguments).err, label = "threads of the CPU: ";
+  INFO(text);
+  const std::size_t found = text.find(label);
+  REQUIRE(found != std::string::npos);
+  return std::stoi(text.substr(found + label.size()));
+}
+
 }  // namespace
 
 TEST_CASE("help shows every subcommand, each with an example", "[cli]") {
@@ -47,7 +97,19 @@ TEST_CASE("help shows every subcommand, each with an example", "[cli]") {
     CHECK_THAT(sub.out, Contains("Example") && Contains("var " + name + " "));
     for (const char* flag : {"--device", "--dtype", "--threads", "--log-level"})
       CHECK_THAT(sub.out, Contains(flag));
+    CHECK_THAT(sub.out, Contains("unless OMP_NUM_THREADS or MKL_NUM_THREADS is set"));
   }
+}
+
+TEST_CASE("the flag, the environment or the machine sets the number of threads", "[cli]") {
+  const int here = libvar::recommended_threads();
+  CHECK(threads_used({}, {}) == here);
+  CHECK(threads_used({"--threads", "5"}, {}) == 5);
+  CHECK(threads_used({"--threads", "5"}, {{"OMP_NUM_THREADS", "1"}}) == 5);
+  CHECK(threads_used({}, {{"OMP_NUM_THREADS", "1"}}) == 1);
+  CHECK(threads_used({}, {{"MKL_NUM_THREADS", "1"}}) == 1);
+  // Bound, the command's first thread has one processor; the others are there all the same.
+  CHECK(threads_used({}, {{"OMP_PROC_BIND", "true"}}) >= std::min(here, 2));
 }
 
 TEST_CASE("the version is the library's", "[cli]") {
