@@ -147,6 +147,9 @@ def heading(case):
         return ", ".join(parts)
     if case.op == "redistribute":
         return f"[1, {sizes['heads']}, {sizes['rows']}, {sizes['keys']}] {case.dtype}"
+    if case.op == "vision":
+        return (f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {sizes['layers']} layers, {case.dtype}, one picture of "
+                f"{sizes['tokens']} visual tokens")
     if case.op in ("decode", "prefill"):
         return (f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {sizes['layers']} layers, {case.dtype}, "
                 f"{sizes['keys']} {'keys' if case.op == 'decode' else 'tokens'}")
@@ -250,10 +253,11 @@ def memory_table(cases):
 
 
 def model_tables(runs):
-    """Decode and prefill of whole decoders: one table each, the runs with one thread and with two below one another."""
+    """Decode and prefill of whole decoders, vision towers: a table each, the runs with one thread and with two below one another."""
     lines = []
     for op, title, unit in (("decode", "Decode, whole decoder", "ms per token"),
-                            ("prefill", "Prefill, whole decoder", "ms")):
+                            ("prefill", "Prefill, whole decoder", "ms"),
+                            ("vision", "Vision tower and projector", "ms")):
         rows, names = [], []
         cases = [(run, case) for run in runs for case in run.cases.values() if case.op == op]
         for name in MODEL:

@@ -17,12 +17,11 @@
 #include "decoder/decoder.h"
 #include "generate/conversation.h"
 #include "generate/decode_step.h"
+#include "model/tensors.h"
 #include "read_all.h"
 
 namespace libvar::bench {
 namespace {
-
-using Numbers = c10::Dict<std::string, double>;
 
 DecoderConfig decoder_config(const Numbers& numbers) {
   const auto integer = [&](const char* key) { return static_cast<std::int64_t>(numbers.at(key)); };
@@ -41,23 +40,12 @@ DecoderConfig decoder_config(const Numbers& numbers) {
   return config;
 }
 
-TensorMap tensor_map(const c10::Dict<std::string, at::Tensor>& tensors) {
-  TensorMap result;
-  for (const auto& entry : tensors) result[entry.key()] = entry.value();
-  return result;
-}
-
-ComputeTarget target_of(const c10::Dict<std::string, at::Tensor>& tensors) {
-  const at::Tensor& weight = tensors.at("lm_head.weight");
-  return {weight.device(), weight.scalar_type(), /*fuse_projections=*/weight.is_cuda()};
-}
-
 class BenchDecoder : public torch::CustomClassHolder {
  public:
-  BenchDecoder(const Numbers& config, const c10::Dict<std::string, at::Tensor>& tensors,
+  BenchDecoder(const Numbers& config, const Tensors& tensors,
                const std::vector<std::int64_t>& sink_dims)
       : decoder_(decoder_config(config), sink_dims,
-                 WeightReader(tensor_map(tensors), target_of(tensors))) {}
+                 WeightReader(tensor_map(tensors), target_of(tensors.at("lm_head.weight")))) {}
 
   /// Runs a prompt of one image in a new conversation.
   /// @param features    [visual tokens, D]: the rows [begin, begin + visual tokens) of the prompt
@@ -136,7 +124,7 @@ std::int64_t read_tensors(const std::vector<at::Tensor>& tensors) {
 TORCH_LIBRARY(libvar_bench, m) {
   using libvar::bench::BenchDecoder;
   m.class_<BenchDecoder>("Decoder")
-      .def(torch::init<const libvar::bench::Numbers&, const c10::Dict<std::string, at::Tensor>&,
+      .def(torch::init<const libvar::bench::Numbers&, const libvar::bench::Tensors&,
                        const std::vector<std::int64_t>&>())
       .def("prefill", &BenchDecoder::prefill)
       .def("decode", &BenchDecoder::decode)
