@@ -52,6 +52,7 @@ MODEL = {"libvar": ("libvar, VAR on", "libvar"), "libvar_off": ("libvar, VAR off
          "libvar_no_graph": ("libvar, VAR on, no CUDA graph", "libvar"),
          "transformers_sdpa": ("transformers, SDPA", "plain"), "transformers_eager": ("transformers, eager", "plain"),
          "transformers_eager_var": ("transformers, eager, VAR on", "moves"),
+         "llama_cpp": ("llama.cpp, VAR off", "plain"),
          "bound": ("the bound: one pass over weights and cache", "plain")}
 
 
@@ -273,7 +274,10 @@ def model_tables(runs):
                 row.append("" if us is None else f"{us / 1e3:.1f}" + (f" ({us / base:.2f}×)" if name != "libvar" else ""))
             rows.append(row)
         if rows:
-            lines += [f"### {title}", "", f"{unit}; in brackets multiples of `libvar`'s", "",
+            said = f"{unit}; in brackets multiples of `libvar`'s"
+            if "llama_cpp" in names:
+                said += ". `llama_cpp` has a copy of the weights in the same type, as GGUF; no VAR"
+            lines += [f"### {title}", "", said, "",
                       *table(["model", "threads", "tokens/s", "share of bound", *(f"`{n}`" for n in names)], rows)]
     return lines
 

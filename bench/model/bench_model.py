@@ -9,6 +9,7 @@ value in a sink dimension, so VAR acts; it may change every layer. Outputs are c
 without VAR with transformers' SDPA, with VAR with the method written on eager attention. The vision tower and projector of
 the shape, on one picture, are a case of their own. Then rounds: every variant once, in random order; a decode round is
 some steps from the same length of the cache. A CPU's rounds also read all weights and the cache once: the bound of a step.
+With --llama-cpp a CPU's rounds have llama.cpp too, on a copy of the weights.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from rounds import aa_spread, cpu_name, describe_ratio, describe_times, interlea
 try:
     import transformers
 
+    import llama_cpp_peer
     from transformers_peers import TransformersDecoder, make_model
     from vision_peers import make_vision
 except ImportError as problem:
@@ -131,11 +133,11 @@ class Timer:
 class Bench:
     """One shape: the models on the same weights."""
 
-    def __init__(self, shape, args):
+    def __init__(self, shape, args, llama_cpp):
         self.shape, self.args = shape, args
         self.dtype, self.device = DTYPES[args.dtype], args.device
         self.layers = args.layers or shape.layers
-        self.positions = max(args.keys) + args.steps + 8
+        self.positions = max(args.keys + args.prefill) + args.steps + 8
         self.model = make_model(shape, self.layers, self.dtype, self.device, self.positions)
         self.sink_dims = [shape.hidden // 3]
         embedding = self.model.get_input_embeddings().weight
@@ -147,6 +149,11 @@ class Bench:
                                                          self.sink_dims)
         self.weights = [weight for name, weight in tensors.items() if "embed_tokens" not in name]
         self.timer = Timer(self.device, args.threads)
+        self.llama_cpp = llama_cpp and llama_cpp_peer.LlamaCppModel(llama_cpp, shape, self.model, self.positions, args.threads)
+
+    def close(self):
+        if self.llama_cpp:
+            self.llama_cpp.close()
 
     def prefill_libvar(self, prompt, with_var):
         return self.libvar.prefill(prompt.ids, prompt.begin, prompt.features, with_var, self.args.steps + 8)
@@ -155,6 +162,8 @@ class Bench:
     def peers(self, prompt):
         names = {"transformers_sdpa": "sdpa", "transformers_eager": "eager", "transformers_eager_var": "eager_var"}
         peers = {name: TransformersDecoder(self.model, attention, self.sink_dims, prompt) for name, attention in names.items()}
+        if self.llama_cpp:
+            peers["llama_cpp"] = llama_cpp_peer.LlamaCppDecoder(self.llama_cpp, prompt.embeddings(self.model))
         yield peers
         for peer in peers.values():
             peer.close()
@@ -174,8 +183,11 @@ class Bench:
         prompt = Prompt(self.shape, keys, self.sink_dims, self.dtype, self.device)
         result = {"name": self.name_of("prefill", keys), "run_type": "iteration", "iterations": self.args.prefill_rounds}
         with self.peers(prompt) as peers:
-            self.check(result, "libvar_off", self.prefill_libvar(prompt, False), peers["transformers_sdpa"].prefill())
+            plain = peers["transformers_sdpa"].prefill()
+            self.check(result, "libvar_off", self.prefill_libvar(prompt, False), plain)
             self.check(result, "libvar", self.prefill_libvar(prompt, True), peers["transformers_eager_var"].prefill())
+            if self.llama_cpp:
+                self.check(result, "llama_cpp", peers["llama_cpp"].prefill(), plain)
             calls = {"libvar": lambda: self.prefill_libvar(prompt, True),
                      "libvar_again": lambda: self.prefill_libvar(prompt, True),
                      "libvar_off": lambda: self.prefill_libvar(prompt, False)}
@@ -205,7 +217,11 @@ class Bench:
             peer.prefill()
             self.prefill_libvar(prompt, with_var)
             self.libvar.decode(token, len(prompt.ids), 2, with_var, True)
-            self.check(result, name, self.libvar.logits(), peer.decode(token, 2))
+            expected = peer.decode(token, 2)
+            self.check(result, name, self.libvar.logits(), expected)
+            if self.llama_cpp and not with_var:
+                peers["llama_cpp"].prefill()
+                self.check(result, "llama_cpp", peers["llama_cpp"].decode(token, 2), expected)
 
     def run_decode(self, keys):
         args = self.args
@@ -250,6 +266,7 @@ class Bench:
         return self.finish(result, samples, {
             "transformers_sdpa": {"at_least": at_least.get(keys, 1.5)},
             "transformers_eager_var": {"at_least": 3.0} if self.device == "cuda" else {},
+            "llama_cpp": {"at_least": 1.0} if keys == 640 else {},
             "bound": {"at_least": 0.8} if self.device == "cuda" or keys == 640 else {}})
 
     def bound(self, cache):
@@ -308,12 +325,16 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--prefill-rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--llama-cpp", metavar="DIR", help="sources of llama.cpp: built, and a peer on the CPU")
     parser.add_argument("--quick", action="store_true", help="small sizes, 2 rounds: does everything run")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--commit", default="unknown")
     args = parser.parse_args()
     if args.layers is None and args.device == "cpu":
         args.layers = 4
+    if args.llama_cpp and args.device == "cuda":
+        print("bench_model: llama.cpp is a peer on the CPU alone: left out on cuda", file=sys.stderr)
+        args.llama_cpp = None
     if args.quick:
         args.layers, args.keys, args.prefill, args.rounds, args.prefill_rounds = 3, [96, 300], [96], 2, 2
     return args
@@ -332,14 +353,18 @@ def main():
                "load_avg": list(os.getloadavg())}
     if args.device == "cuda":
         context["gpu"] = torch.cuda.get_device_name(0)
+    llama_cpp = args.llama_cpp and llama_cpp_peer.Library(args.llama_cpp)
+    if llama_cpp:
+        context["llama_cpp"] = llama_cpp.features()
     results = []
     for shape in SHAPES:
         if shape.name not in args.shapes:
             continue
-        bench = Bench(quick(shape) if args.quick else shape, args)
+        bench = Bench(quick(shape) if args.quick else shape, args, llama_cpp)
         results.append(bench.run_vision())
         results += [bench.run_prefill(keys) for keys in args.prefill]
         results += [bench.run_decode(keys) for keys in args.keys]
+        bench.close()
         del bench
         if args.out:  # after each shape: a run that is cut short leaves what it has
             pathlib.Path(args.out).write_text(json.dumps({"context": context, "benchmarks": results}, indent=1) + "\n")
