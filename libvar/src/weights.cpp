@@ -141,11 +141,11 @@ constexpr std::int64_t kBlockElements = std::int64_t{1} << 22;
 
 at::Tensor Linear::operator()(const at::Tensor& input) const {
   if (is_skinny(input, scale.has_value())) return skinny_linear(input, weight, bias, scale);
-  if (scale.has_value()) return by_blocks(input);
+  if (scale.has_value()) return by_blocks(input, *scale);
   return at::linear(input, weight, bias);
 }
 
-at::Tensor Linear::by_blocks(const at::Tensor& input) const {
+at::Tensor Linear::by_blocks(const at::Tensor& input, const at::Tensor& scales) const {
   const std::int64_t out_features = weight.size(0);
   std::vector<std::int64_t> sizes = input.sizes().vec();
   sizes.back() = out_features;
@@ -155,7 +155,7 @@ at::Tensor Linear::by_blocks(const at::Tensor& input) const {
     const std::int64_t count = std::min(rows, out_features - begin);
     const at::Tensor block = weight.narrow(0, begin, count)
                                  .to(at::kFloat)
-                                 .mul_(scale->narrow(0, begin, count).unsqueeze(1))
+                                 .mul_(scales.narrow(0, begin, count).unsqueeze(1))
                                  .to(input.scalar_type());
     output.narrow(-1, begin, count)
         .copy_(at::linear(

@@ -105,7 +105,7 @@ struct Linear {
   at::Tensor operator()(const at::Tensor& input) const;
 
  private:
-  at::Tensor by_blocks(const at::Tensor& input) const;
+  at::Tensor by_blocks(const at::Tensor& input, const at::Tensor& scales) const;
 };
 
 /// Several linear maps of one input: query, key and value; gate and up.
