@@ -26,17 +26,6 @@ void log_errors(ggml_log_level level, const char* text, void* /*unused*/) {
   if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
 }
 
-/// Weights read into memory, not used in the mapped file, whose pages are small. The parameter's
-/// name depends on the version.
-template <typename Params>
-void read_into_memory(Params& params) {
-  if constexpr (requires { params.use_mmap; }) {
-    params.use_mmap = false;
-  } else {
-    params.load_mode = static_cast<decltype(params.load_mode)>(0);  // LLAMA_LOAD_MODE_NONE
-  }
-}
-
 void forget_from(Peer& peer, llama_pos position) {
   llama_memory_seq_rm(llama_get_memory(peer.context.get()), 0, position, -1);
 }
@@ -55,8 +44,8 @@ bool decode(Peer& peer, std::int32_t tokens, llama_token* ids, float* embeddings
 extern "C" {
 
 /// In front of libc's for the libraries that are loaded behind this one (RTLD_DEEPBIND): what
-/// llama.cpp allocates, weights and cache alike, lies in huge pages, as the tensors of the other
-/// decoders do.
+/// llama.cpp allocates, its cache among it, lies in huge pages, as the tensors of the other
+/// decoders do. Its weights stay in the mapped file, its default.
 int posix_memalign(void** memory, std::size_t alignment, std::size_t size) noexcept {
   static const auto allocate = reinterpret_cast<int (*)(void**, std::size_t, std::size_t)>(
       dlsym(RTLD_NEXT, "posix_memalign"));
@@ -75,7 +64,6 @@ Peer* peer_open(const char* file, std::int32_t positions, std::int32_t threads, 
   auto peer = std::make_unique<Peer>();
   llama_model_params model_params = llama_model_default_params();
   model_params.n_gpu_layers = 0;
-  read_into_memory(model_params);
   peer->model.reset(llama_model_load_from_file(file, model_params));
   if (!peer->model) return nullptr;
   llama_context_params params = llama_context_default_params();

@@ -1,7 +1,7 @@
 """llama.cpp, built from a checkout of its sources, as a decoder that bench_model.py times beside libvar's in one process.
 
-It cannot take tensors of torch: the weights are written as GGUF with the checkout's own gguf-py, loaded, and the file is
-removed, so the process holds them twice.
+It cannot take tensors of torch: the weights are written as GGUF with the checkout's own gguf-py and mapped, and the file's name
+is removed, so the process holds them twice.
 """
 
 import ctypes
