@@ -4,24 +4,14 @@
 #include <torch/headeronly/version.h>
 #include <unistd.h>
 
-#include <fstream>
 #include <sstream>
 
+#include "cpu_field.h"
 #include "kernels/harness.h"
 #include "kernels/machine.h"
 
 namespace libvar::bench {
 namespace {
-
-std::string cpu_field(const std::string& key) {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    if (line.rfind(key, 0) != 0) continue;
-    const std::size_t colon = line.find(": ");
-    return colon == std::string::npos ? "" : line.substr(colon + 2);
-  }
-  return "unknown";
-}
 
 /// Of the processor's many flags those that the kernels and LibTorch choose by.
 std::string vector_flags() {
@@ -47,7 +37,6 @@ std::size_t last_level_cache_bytes() {
   return largest > 0 ? largest : std::size_t{32} << 20;
 }
 
-// The compiler makes wide loads of it, several in flight.
 void describe_machine(const Options& options, int threads) {
   benchmark::AddCustomContext("device", options.device.is_cuda() ? "cuda" : "cpu");
   benchmark::AddCustomContext("grid", options.grid);

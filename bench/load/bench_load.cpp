@@ -27,6 +27,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu_field.h"
 #include "huge_pages.h"
 #include "kernels/statistics.h"
 #include "libvar/model.h"
@@ -164,17 +165,13 @@ ordered_json describe(const std::string& name, std::size_t bytes, const Samples&
 }
 
 ordered_json context(const Flags& flags) {
-  std::string cpu = "unknown";
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);)
-    if (line.rfind("model name", 0) == 0) cpu = line.substr(line.find(':') + 2);
   std::array<char, 32> date{};
   const std::time_t now = std::time(nullptr);
   std::strftime(date.data(), date.size(), "%FT%T+00:00", std::gmtime(&now));
   std::array<double, 3> load{};
   getloadavg(load.data(), 3);
   return {{"date", date.data()},
-          {"cpu", cpu},
+          {"cpu", cpu_field("model name")},
           {"cpu_cores", std::to_string(std::thread::hardware_concurrency())},
           {"device", flags.device},
           {"threads", std::to_string(flags.threads)},
