@@ -8,7 +8,8 @@ value, gate and up are copied into one buffer each, as Model::load does). BOS an
 value in a sink dimension, so VAR acts; it may change every layer. Outputs are compared before anything is timed: libvar
 without VAR with transformers' SDPA, with VAR with the method written on eager attention. The vision tower and projector of
 the shape, on one picture, are a case of their own. Then rounds: every variant once, in random order; a decode round is
-some steps from the same length of the cache. A CPU's rounds also read all weights and the cache once: the bound of a step.
+some steps from the same length of the cache. A CPU's rounds also read all weights and the cache once: the bound of a step;
+on CUDA a copy moves as many bytes, and the bound of a prefill is the time of its operations at the rate of an 8192^3 product.
 With --llama-cpp a CPU's rounds have llama.cpp too, on a copy of the weights.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import gc
 import json
 import os
 import pathlib
@@ -67,6 +69,13 @@ class Shape:
         size = torch.empty(0, dtype=dtype).element_size()
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return size * (layers * (attention + 3 * self.hidden * self.intermediate) + self.vocabulary * self.hidden)
+
+    def prefill_flops(self, layers, rows):
+        """Of the products, with causal attention and one row of the head."""
+        size = torch.empty(0, dtype=torch.bfloat16).element_size()
+        head = self.vocabulary * self.hidden
+        products = rows * (self.weight_bytes(layers, torch.bfloat16) // size - head) + head
+        return 2 * products + 4 * layers * self.heads * self.head_dim * rows * (rows + 1) // 2
 
     def cache_bytes(self, layers, keys, dtype):
         return layers * keys * (2 * self.kv_heads * self.head_dim * torch.empty(0, dtype=dtype).element_size() + 4)
@@ -192,7 +201,14 @@ class Bench:
                      "libvar_again": lambda: self.prefill_libvar(prompt, True),
                      "libvar_off": lambda: self.prefill_libvar(prompt, False)}
             calls |= {name: peer.prefill for name, peer in peers.items()}
-            samples = interleaved(calls, self.args.prefill_rounds, 1, lambda name: self.timer.us(calls[name]))
+            scale = 1.0
+            if self.device == "cuda":
+                calls["bound"], flops = matrix_product(self.dtype)
+                scale = self.shape.prefill_flops(self.layers, keys) / flops
+            if self.args.profile:
+                profile(calls["libvar"], 1)
+            samples = interleaved(calls, self.args.prefill_rounds, 1,
+                                  lambda name: self.timer.us(calls[name]) * (scale if name == "bound" else 1.0))
         return self.finish(result, samples, {"transformers_sdpa": {"at_least": 1.0}})
 
     def run_vision(self):
@@ -255,13 +271,15 @@ class Bench:
             calls[name] = lambda peer=peer: peer.decode(token, args.steps)
         cache = torch.empty(self.shape.cache_bytes(self.layers, keys + args.steps // 2, self.dtype), dtype=torch.uint8,
                             device=self.device).fill_(1)
-        calls["bound"] = self.bound(cache)
+        result["bytes"] = self.shape.weight_bytes(self.layers, self.dtype) + cache.nbytes
+        calls["bound"], bytes_moved = self.bound(cache, result["bytes"])
 
         def time_us(name):
-            return self.timer.us(calls[name]) / (1 if name == "bound" else args.steps)
+            return self.timer.us(calls[name]) * (result["bytes"] / bytes_moved if name == "bound" else 1 / args.steps)
 
+        if args.profile:
+            profile(calls["libvar"], args.steps)
         samples = interleaved(calls, args.rounds, 2, time_us)
-        result["bytes"] = self.shape.weight_bytes(self.layers, self.dtype) + cache.nbytes
         at_least = {640: 2.5, 4096: 4.0} if self.device == "cpu" else {}
         return self.finish(result, samples, {
             "transformers_sdpa": {"at_least": at_least.get(keys, 1.5)},
@@ -269,20 +287,19 @@ class Bench:
             "llama_cpp": {"at_least": 1.0} if keys == 640 else {},
             "bound": {"at_least": 0.8} if self.device == "cuda" or keys == 640 else {}})
 
-    def bound(self, cache):
-        """One pass over what a step must read."""
+    def bound(self, cache, needed):
+        """Reads what a step must read, on CUDA copies about as much; a call and the bytes that it moves."""
         if self.device == "cpu":
-            return lambda: torch.ops.libvar_bench.read([*self.weights, cache])
-        # The rate of a copy, which reads and writes.
-        size = min(self.shape.weight_bytes(self.layers, self.dtype) + cache.nbytes, 1 << 32) // 2
-        source, target = (torch.empty(size, dtype=torch.uint8, device="cuda").fill_(i) for i in range(2))
-        share = (self.shape.weight_bytes(self.layers, self.dtype) + cache.nbytes) / (2 * size)
+            return lambda: torch.ops.libvar_bench.read([*self.weights, cache]), needed
+        size = min(needed, 1 << 32) // 2
+        source, target = (torch.empty(size, dtype=torch.uint8, device="cuda").random_() for _ in range(2))
+        copies = max(1, round(needed / (2 * size)))
 
         def copy():
-            for _ in range(max(1, round(share))):
+            for _ in range(copies):
                 target.copy_(source)
 
-        return copy
+        return copy, copies * 2 * size
 
     def finish(self, result, samples, bars):
         for name, times in samples.items():
@@ -306,6 +323,26 @@ class Bench:
         return result
 
 
+def matrix_product(dtype, size=8192):
+    """A call, and its operations."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    return lambda: torch.matmul(a, b), 2 * size ** 3
+
+
+def profile(call, steps):
+    """Prints what the device does in a call, by kernel: launches and microseconds a step."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        call()
+        torch.cuda.synchronize()
+    sums = {}
+    for event in found.events():
+        count, us = sums.get(event.name, (0, 0.0))
+        sums[event.name] = (count + 1, us + event.device_time)
+    for name, (count, us) in sorted(sums.items(), key=lambda item: -item[1][1]):
+        print(f"    {us / steps:9.1f} us {count / steps:7.1f} x {name[:110]}")
+
+
 def quick(shape):
     """Small, with the shape's grouping of heads; wide enough for phi, at most the root of the width, to pass 20."""
     kv_heads = max(1, 4 * shape.kv_heads // shape.heads)
@@ -320,18 +357,24 @@ def parse_arguments():
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], default=[s.name for s in SHAPES])
     parser.add_argument("--layers", type=int, help="of the decoder; default: 4 on a CPU, all on CUDA")
     parser.add_argument("--keys", type=int, nargs="+", default=[640, 4096], help="lengths of the cache")
-    parser.add_argument("--prefill", type=int, nargs="*", default=[640], help="lengths of the prompt")
-    parser.add_argument("--steps", type=int, default=8, help="of a decode round")
+    parser.add_argument("--prefill", type=int, nargs="*", help="lengths of the prompt; default: 640, on CUDA also 4096")
+    parser.add_argument("--steps", type=int, help="of a decode round; default: 8, on CUDA 32")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--prefill-rounds", type=int, default=3)
+    parser.add_argument("--prefill-rounds", type=int, help="default: 3, on CUDA 9")
+    parser.add_argument("--profile", action="store_true", help="on CUDA: print the kernels of a prompt and of a step")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--llama-cpp", metavar="DIR", help="sources of llama.cpp: built, and a peer on the CPU")
     parser.add_argument("--quick", action="store_true", help="small sizes, 2 rounds: does everything run")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--commit", default="unknown")
     args = parser.parse_args()
-    if args.layers is None and args.device == "cpu":
-        args.layers = 4
+    defaults = {"layers": 4, "prefill": [640], "steps": 8, "prefill_rounds": 3}
+    if args.device == "cuda":
+        defaults = {"prefill": [640, 4096], "steps": 32, "prefill_rounds": 9}
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.profile = args.profile and args.device == "cuda"
     if args.llama_cpp and args.device == "cuda":
         print("bench_model: llama.cpp is a peer on the CPU alone: left out on cuda", file=sys.stderr)
         args.llama_cpp = None
@@ -366,6 +409,7 @@ def main():
         results += [bench.run_decode(keys) for keys in args.keys]
         bench.close()
         del bench
+        gc.collect()  # a model's modules refer to one another
         if args.out:  # after each shape: a run that is cut short leaves what it has
             pathlib.Path(args.out).write_text(json.dumps({"context": context, "benchmarks": results}, indent=1) + "\n")
     return 0

@@ -66,7 +66,8 @@ def make_vision(name, hidden, dtype, device, quick, seed=1):
     maker = {"llava-1.5-7b": llava, "internvl2-8b": internvl, "qwen2-vl-7b": qwen2_vl}[name]
     make, config, numbers, size = maker(hidden, quick)
     config._attn_implementation = "sdpa"
-    model = make(config).to(device, dtype).eval()
+    with torch.device(device):
+        model = make(config).to(dtype).eval()
     generator = torch.Generator(device=device).manual_seed(seed)
     for key, weight in model.named_parameters():
         if "norm" in key or "ln_q" in key:
