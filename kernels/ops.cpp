@@ -8,6 +8,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <utility>
+
 namespace libvar {
 namespace {
 
@@ -150,7 +152,19 @@ OptionalTensor defined_or_none(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
+thread_local bool weights_are_ready = false;
+
 }  // namespace
+
+WeightsAreReady::WeightsAreReady() : before_(std::exchange(weights_are_ready, true)) {}
+
+WeightsAreReady::~WeightsAreReady() {
+  weights_are_ready = before_;
+}
+
+bool WeightsAreReady::on_this_thread() {
+  return weights_are_ready;
+}
 
 // Whoever calls this uses a symbol of libvar_ops.so, so the linker keeps the library, and its
 // static initialisers registered the ops when it was loaded. The look-up says so, or throws.

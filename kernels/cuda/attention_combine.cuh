@@ -192,6 +192,7 @@ LIBVAR_DEVICE void sum_values(const PartialArguments<T>& args, CombineShared& sh
 // every weighted sum once; shared memory holds what the warps found.
 template <typename T, int kVectors, bool kClasses>
 __global__ void __launch_bounds__(kCombineThreads, 4) combine_kernel(PartialArguments<T> args) {
+  follow_previous_kernel();
   auto& shared = dynamic_shared<CombineShared>();
   const AttentionArguments<T>& attention = args.attention;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -251,7 +252,8 @@ cudaError_t launch_combine_kernel(const PartialArguments<T>& args, cudaStream_t 
                   static_cast<unsigned>(args.num_sequences));
   const auto kernel = args.attention.head_dim <= 4 * kWarpSize ? &combine_kernel<T, 1, kClasses>
                                                                : &combine_kernel<T, 2, kClasses>;
-  return launch(kernel, grid, kCombineThreads, sizeof(CombineShared), stream, args);
+  return launch(kernel, grid, kCombineThreads, sizeof(CombineShared), stream, args,
+                Start::kBesidePrevious);
 }
 
 template <typename T>

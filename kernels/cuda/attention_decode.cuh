@@ -307,6 +307,7 @@ LIBVAR_DEVICE void store_range(const PartialArguments<T>& args, const RowTile& t
 template <typename T, int kLanes, int kVectors, int kRows, bool kClasses>
 __global__ void __launch_bounds__(kDecodeThreads, kRows == 1 ? 4 : 3)
     decode_kernel(PartialArguments<T> args) {
+  follow_previous_kernel();
   using Shape = DecodeShape<T, kLanes, kVectors>;
   auto& shared = dynamic_shared<DecodeShared<Shape, kRows, kClasses>>();
   const AttentionArguments<T>& attention = args.attention;
@@ -372,7 +373,8 @@ cudaError_t launch_decode_of(const PartialArguments<T>& args, cudaStream_t strea
   // A range is whole tiles: tiles would otherwise cross its end.
   if ((1 << args.ranges.coarse_log2) % Shape::kTileKeys != 0) return cudaErrorInvalidValue;
   return launch(&decode_kernel<T, kLanes, kVectors, kRows, kClasses>, tile_grid(args, kRows),
-                kDecodeThreads, sizeof(DecodeShared<Shape, kRows, kClasses>), stream, args);
+                kDecodeThreads, sizeof(DecodeShared<Shape, kRows, kClasses>), stream, args,
+                Start::kBesidePrevious);
 }
 
 template <typename T, int kRows, bool kClasses>

@@ -156,6 +156,7 @@ LIBVAR_DEVICE void finish_row(const AttentionArguments<T>& args, const Redistrib
 // lane.
 template <typename T, int kDimsPerLane>
 __global__ void __launch_bounds__(kGeneralThreads, 2) general_kernel(AttentionArguments<T> args) {
+  follow_previous_kernel();
   auto& shared = dynamic_shared<GeneralShared<kDimsPerLane * kWarpSize>>();
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -192,7 +193,8 @@ template <typename T, int kDimsPerLane>
 cudaError_t launch_general_of(const AttentionArguments<T>& args, cudaStream_t stream) {
   const std::int64_t num_row_tiles = (args.num_rows + kGeneralRows - 1) / kGeneralRows;
   return launch(&general_kernel<T, kDimsPerLane>, args.batch * args.num_heads * num_row_tiles,
-                kGeneralThreads, sizeof(GeneralShared<kDimsPerLane * kWarpSize>), stream, args);
+                kGeneralThreads, sizeof(GeneralShared<kDimsPerLane * kWarpSize>), stream, args,
+                Start::kBesidePrevious);
 }
 
 template <typename T>

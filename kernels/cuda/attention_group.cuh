@@ -240,6 +240,7 @@ LIBVAR_DEVICE void report_facts(const PartialArguments<T>& args,
 // are under way; what hides the rest is the two other blocks of the multiprocessor.
 template <typename T, int kDims, bool kClasses>
 __global__ void __launch_bounds__(kTensorThreads, 3) group_kernel(PartialArguments<T> args) {
+  follow_previous_kernel();
   auto& shared = dynamic_shared<GroupShared<T, kDims>>();
   const AttentionArguments<T>& attention = args.attention;
   const RowTile tile = row_tile(args, kGroupRows);
@@ -285,10 +286,11 @@ __global__ void __launch_bounds__(kTensorThreads, 3) group_kernel(PartialArgumen
 template <typename T, int kDims>
 cudaError_t launch_group_of(const PartialArguments<T>& args, bool with_classes,
                             cudaStream_t stream) {
-  return with_classes ? launch(&group_kernel<T, kDims, true>, tile_grid(args, kGroupRows),
-                               kTensorThreads, sizeof(GroupShared<T, kDims>), stream, args)
-                      : launch(&group_kernel<T, kDims, false>, tile_grid(args, kGroupRows),
-                               kTensorThreads, sizeof(GroupShared<T, kDims>), stream, args);
+  return with_classes
+             ? launch(&group_kernel<T, kDims, true>, tile_grid(args, kGroupRows), kTensorThreads,
+                      sizeof(GroupShared<T, kDims>), stream, args, Start::kBesidePrevious)
+             : launch(&group_kernel<T, kDims, false>, tile_grid(args, kGroupRows), kTensorThreads,
+                      sizeof(GroupShared<T, kDims>), stream, args, Start::kBesidePrevious);
 }
 
 template <typename T>

@@ -311,6 +311,7 @@ LIBVAR_DEVICE void attend_range(const PartialArguments<T>& args, RowsShared<T, k
 // to multiples of 16 keys: a row's bits depend on the keys that it sees, not on those behind it.
 template <typename T, int kDims, bool kClasses>
 __global__ void __launch_bounds__(kTensorThreads, 2) rows_kernel(PartialArguments<T> args) {
+  follow_previous_kernel();
   auto& shared = dynamic_shared<RowsShared<T, kDims>>();
   const RowTile block = row_tile(args, kRowsRows);
   const int first_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
@@ -346,10 +347,11 @@ __global__ void __launch_bounds__(kTensorThreads, 2) rows_kernel(PartialArgument
 template <typename T, int kDims>
 cudaError_t launch_rows_of(const PartialArguments<T>& args, bool with_classes,
                            cudaStream_t stream) {
-  return with_classes ? launch(&rows_kernel<T, kDims, true>, tile_grid(args, kRowsRows),
-                               kTensorThreads, sizeof(RowsShared<T, kDims>), stream, args)
-                      : launch(&rows_kernel<T, kDims, false>, tile_grid(args, kRowsRows),
-                               kTensorThreads, sizeof(RowsShared<T, kDims>), stream, args);
+  return with_classes
+             ? launch(&rows_kernel<T, kDims, true>, tile_grid(args, kRowsRows), kTensorThreads,
+                      sizeof(RowsShared<T, kDims>), stream, args, Start::kBesidePrevious)
+             : launch(&rows_kernel<T, kDims, false>, tile_grid(args, kRowsRows), kTensorThreads,
+                      sizeof(RowsShared<T, kDims>), stream, args, Start::kBesidePrevious);
 }
 
 template <typename T>

@@ -105,11 +105,19 @@ LIBVAR_DEVICE void wait_for_previous_kernel() {
 }
 
 /// Lets the stream's next kernel start beside this one as soon as all blocks have come here, if it
-/// is launched so. What this kernel writes is safe: the next one waits for its end.
+/// is launched so. What this kernel writes is safe: the next one waits for its end. So is what the
+/// kernel before wrote, if this one has not yet waited for it: its own end comes after.
 LIBVAR_DEVICE void let_next_kernel_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+/// Both, for kernels that have nothing to do before. The next kernel is let go first: a row of
+/// short kernels then stands ready, and the weights behind them are on their way.
+LIBVAR_DEVICE void follow_previous_kernel() {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
 }
 
 /// The block's dynamic shared memory as the kernel's one struct. Nothing else is shared, so that

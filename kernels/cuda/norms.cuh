@@ -113,6 +113,7 @@ inline constexpr int kNormBlocks = kThreads == 512 ? 1
 template <typename T, int kThreads, int kVectors>
 __global__ void __launch_bounds__(kThreads, kNormBlocks<kThreads, kVectors>)
     norm_kernel(NormArguments<T> args) {
+  follow_previous_kernel();
   constexpr int kElements = kVectorSize<T>;
   auto& shared = dynamic_shared<NormShared>();
   const int thread = static_cast<int>(threadIdx.x);
@@ -183,6 +184,7 @@ __global__ void __launch_bounds__(kThreads, kNormBlocks<kThreads, kVectors>)
 // longer one is read again, mostly from L2.
 template <typename T>
 __global__ void __launch_bounds__(kLongNormThreads) long_norm_kernel(NormArguments<T> args) {
+  follow_previous_kernel();
   auto& shared = dynamic_shared<NormShared>();
   const std::int64_t token = static_cast<int>(blockIdx.x);
   const T* hidden = args.hidden + token * args.hidden_stride;
@@ -223,7 +225,8 @@ cudaError_t launch_norm(NormArguments<T> args, cudaStream_t stream) {
   if (args.hidden_size > INT32_MAX / 2 || args.num_sink_dims > kMostSinkDims)
     return cudaErrorInvalidValue;
   const auto launch_rows = [&](auto kernel, int num_threads) {
-    return launch(kernel, args.num_tokens, num_threads, sizeof(NormShared), stream, args);
+    return launch(kernel, args.num_tokens, num_threads, sizeof(NormShared), stream, args,
+                  Start::kBesidePrevious);
   };
   const std::int64_t num_vectors = (args.hidden_size + kVectorSize<T> - 1) / kVectorSize<T>;
   if (num_vectors <= 128) return launch_rows(&norm_kernel<T, 128, 1>, 128);
@@ -233,7 +236,8 @@ cudaError_t launch_norm(NormArguments<T> args, cudaStream_t stream) {
   const std::size_t row_bytes = static_cast<std::size_t>(args.hidden_size) * sizeof(T);
   args.keeps_row = sizeof(NormShared) + row_bytes <= kMostSharedBytes;
   return launch(&long_norm_kernel<T>, args.num_tokens, kLongNormThreads,
-                sizeof(NormShared) + (args.keeps_row ? row_bytes : 0), stream, args);
+                sizeof(NormShared) + (args.keeps_row ? row_bytes : 0), stream, args,
+                Start::kBesidePrevious);
 }
 
 }  // namespace libvar::cuda

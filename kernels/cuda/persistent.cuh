@@ -43,22 +43,4 @@ cudaError_t launch_persistent(void (*kernel)(Arguments), std::int64_t num_blocks
   return launch(kernel, resident, num_threads, shared_bytes, stream, arguments);
 }
 
-/// As launch_persistent, but with no more blocks than keep the number of rounds: where the device
-/// holds 100 blocks at once and the work is that of 110, 55 blocks take two pieces each instead of
-/// 10 blocks that all others wait for.
-template <typename Arguments>
-cudaError_t launch_even(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
-                        std::size_t shared_bytes, cudaStream_t stream, const Arguments& arguments,
-                        Start start = Start::kAfterPrevious) {
-  std::int64_t resident = 0;
-  const cudaError_t error =
-      resident_blocks(kernel, num_blocks, num_threads, shared_bytes, &resident);
-  if (error != cudaSuccess) return error;
-  if (resident > 0) {
-    const std::int64_t rounds = (num_blocks + resident - 1) / resident;
-    num_blocks = (num_blocks + rounds - 1) / rounds;
-  }
-  return launch(kernel, num_blocks, num_threads, shared_bytes, stream, arguments, start);
-}
-
 }  // namespace libvar::cuda

@@ -66,6 +66,7 @@ LIBVAR_DEVICE void copy_vectors(const T* head, T* out, int first, int half) {
 // where the addresses allow it. A token whose place lies outside the cache is not stored.
 template <typename T>
 __global__ void __launch_bounds__(kRotaryThreads) rotary_kernel(RotaryArguments<T> args) {
+  follow_previous_kernel();
   const int vectors = (args.half + kVectorSize<T> - 1) / kVectorSize<T>;
   const int heads = args.num_heads + 2 * args.num_kv_heads;
   std::int64_t index =
@@ -108,7 +109,7 @@ cudaError_t launch_rotary(const RotaryArguments<T>& args, cudaStream_t stream) {
   const std::int64_t threads =
       args.batch * args.num_rows * (args.num_heads + 2 * args.num_kv_heads) * vectors;
   return launch(&rotary_kernel<T>, (threads + kRotaryThreads - 1) / kRotaryThreads, kRotaryThreads,
-                0, stream, args);
+                0, stream, args, Start::kBesidePrevious);
 }
 
 }  // namespace libvar::cuda

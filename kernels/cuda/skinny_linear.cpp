@@ -23,13 +23,11 @@ namespace {
 
 static_assert(kMaxSkinnyRows == cuda::kMostSkinnyRows);
 
-// Most rows for which our kernel is faster than at::linear, for weights in the dtype of the input.
-// Not measured yet: bench_kernels on a GPU decides (decision 0019).
-constexpr std::int64_t kMostOwnRows = kMaxSkinnyRows;
-
-// Whether the kernels start beside the stream's previous one. Right only for callers whose weights
-// no kernel of the stream writes; off until it was run and measured on a GPU (decision 0019).
-constexpr bool kStartsEarly = false;
+/// Most rows for which our kernel is faster than at::linear, for weights in the dtype of the input
+/// (measured, decision 0019).
+constexpr std::int64_t most_own_rows(at::ScalarType dtype) {
+  return dtype == at::kFloat ? kMaxSkinnyRows : 2;
+}
 
 bool lies_in_vectors(const at::Tensor& weight) {
   constexpr std::int64_t kVectorBytes = 16;
@@ -40,7 +38,7 @@ bool lies_in_vectors(const at::Tensor& weight) {
 /// Whether our kernel takes a product of so many rows. An int8 weight it always takes: nothing else
 /// reads one without a copy.
 bool is_own(std::int64_t rows, const at::Tensor& weight, bool is_int8) {
-  return is_int8 || (rows <= kMostOwnRows && lies_in_vectors(weight) &&
+  return is_int8 || (rows <= most_own_rows(weight.scalar_type()) && lies_in_vectors(weight) &&
                      weight.size(1) <= std::numeric_limits<int>::max() / kMaxSkinnyRows);
 }
 
@@ -74,7 +72,7 @@ at::Tensor run(const at::Tensor& input, std::int64_t out_features, bool is_int8,
       args.num_rows = rows.size(0);
       args.in_features = in_features;
       args.out_features = out_features;
-      args.starts_early = kStartsEarly;
+      args.starts_early = WeightsAreReady::on_this_thread();
       C10_CUDA_CHECK(launch(args, c10::cuda::getCurrentCUDAStream()));
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     };

@@ -3,26 +3,21 @@
 // Linear maps of a few rows and the gated pair of an MLP (ops.h: skinny_linear, skinny_swiglu). No
 // torch.
 
-#include "cuda/persistent.cuh"
 #include "cuda/skinny_linear.h"
 #include "cuda/vectors.cuh"
 
 namespace libvar::cuda {
 
-inline constexpr int kSkinnyWarps = 4;  // of a block; they share nothing
+inline constexpr int kSkinnyWarps = 4;  // of a block; they share its weight rows
 inline constexpr int kSkinnyThreads = kSkinnyWarps * kWarpSize;
 
-/// Vectors of a weight row that a thread adds up before it adds their sum to the row's: keeps the
-/// rounding error small at any K.
-inline constexpr int kSkinnyBlock = 64;
-
-/// What a warp does at a time. kInputs: rows of input, those past the last are the last again.
+/// What a block does. kInputs: rows of input, those past the last are the last again.
 template <typename W, typename T, int kInputs, bool kIsGated>
 struct SkinnyShape {
   static constexpr bool kIsInt8 = sizeof(W) == 1;
   static constexpr int kMatrices = kIsGated ? 2 : 1;
   /// Weight rows: several share what the input costs.
-  static constexpr int kRows = kInputs == 8 ? 4 : kInputs > 1 || kIsInt8 ? 2 : kMatrices;
+  static constexpr int kRows = kInputs == 8 ? 4 : 2;
   static constexpr int kOutputs = kRows / kMatrices;  ///< of each row of input
   /// Vectors of a weight row that a thread has in flight.
   static constexpr int kLoads = (kIsInt8 ? 4 : 8) / kRows;
@@ -31,10 +26,7 @@ struct SkinnyShape {
   static constexpr int kInPart = kVectorSize<T>;      ///< elements of a vector of input
   static constexpr int kParts = kElements / kInPart;  ///< vectors of input beside one of weight
   /// Blocks that a multiprocessor shall hold: as many as leave the registers that are needed.
-  static constexpr int kBlocks = kInputs == 1   ? (kIsGated || sizeof(T) == 4 ? 6 : 7)
-                                 : kInputs == 2 ? 5
-                                 : kInputs == 4 ? (kIsInt8 ? 3 : 4)
-                                                : 2;
+  static constexpr int kBlocks = kInputs == 1 ? 7 : kInputs == 2 ? 5 : kInputs == 4 ? 4 : 3;
 };
 
 /// Part of a vector as floats: the elements that meet one vector of input.
@@ -110,16 +102,6 @@ LIBVAR_DEVICE void add_products_slowly(const WeightRow& weight_row, const InputR
   }
 }
 
-/// Adds a block's sums to the rows' and begins the next.
-template <int kSums>
-LIBVAR_DEVICE void add_block(float (&block)[kSums], float (&sum)[kSums]) {
-  LIBVAR_UNROLL
-  for (int i = 0; i < kSums; ++i) {
-    sum[i] += block[i];
-    block[i] = 0.0f;
-  }
-}
-
 /// Sums over the lanes that differ in offset or lower bits, of kSums values: a lane gets one of
 /// them. Each exchange halves the values that it still adds up.
 template <int kSums, int kOffset = kWarpSize / 2, int kSize>
@@ -161,14 +143,29 @@ LIBVAR_DEVICE T finished(const SkinnyMatrix<W, T>& matrix, std::int64_t n, float
   return from_float<T>(sum);
 }
 
-/// Writes the outputs of a warp's weight rows from n on, one a lane.
+template <int kSums>
+struct alignas(16) SkinnyShared {
+  float sums[kSums][kSkinnyWarps];
+};
+
+/// Writes the outputs of the block's weight rows, from n on: the warps leave their sums, and one of
+/// them adds them up.
 template <typename W, typename T, int kInputs, bool kIsGated>
-LIBVAR_DEVICE void write_outputs(const SkinnyArguments<W, T>& args, std::int64_t n,
-                                 float (&sum)[SkinnyShape<W, T, kInputs, kIsGated>::kSums]) {
+LIBVAR_DEVICE void write_outputs(
+    const SkinnyArguments<W, T>& args, std::int64_t n,
+    const float (&sum)[SkinnyShape<W, T, kInputs, kIsGated>::kSums],
+    SkinnyShared<SkinnyShape<W, T, kInputs, kIsGated>::kSums>& shared) {
   using Shape = SkinnyShape<W, T, kInputs, kIsGated>;
   constexpr int kLanes = kWarpSize / Shape::kSums;  // that have the same sum
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const float own = sums_over_warp(sum);
+  float own = sums_over_warp(sum);
+  if (lane % kLanes == 0) shared.sums[lane / kLanes][warp] = own;
+  __syncthreads();
+  if (warp != 0) return;
+  own = 0.0f;
+  LIBVAR_UNROLL
+  for (int w = 0; w < kSkinnyWarps; ++w) own += shared.sums[lane / kLanes][w];
   const int m = lane / kLanes / Shape::kRows;
   const int r = lane / kLanes % Shape::kRows;
   n += r % Shape::kOutputs;
@@ -188,7 +185,7 @@ LIBVAR_DEVICE void write_outputs(const SkinnyArguments<W, T>& args, std::int64_t
   }
 }
 
-/// Row r of those that a warp computes from n on; past the last it is the last again.
+/// Row r of those that a block computes from n on; past the last it is the last again.
 template <typename W, typename T, int kInputs, bool kIsGated>
 LIBVAR_DEVICE const W* weight_row(const SkinnyArguments<W, T>& args, std::int64_t n, int r) {
   constexpr int kOutputs = SkinnyShape<W, T, kInputs, kIsGated>::kOutputs;
@@ -205,18 +202,19 @@ LIBVAR_DEVICE const T* input_row(const SkinnyArguments<W, T>& args, int m) {
   return args.input + (m < last ? m : last) * static_cast<int>(args.in_features);
 }
 
-/// The vectors of its weight rows that a thread has in flight: `first` and each 32nd from there on,
-/// as far as they lie in the `num_whole` of a row. In all steps of a row but its last one they all
-/// do, and none is asked.
+/// The vectors of its weight rows that a thread has in flight: `first` and each 128th from there
+/// on, as far as they lie in the `num_whole` of a row. In all steps of a row but its last one they
+/// all do, and none is asked.
 template <typename W, typename T, int kInputs, bool kIsGated>
 struct SkinnyStep {
   using Shape = SkinnyShape<W, T, kInputs, kIsGated>;
-  static constexpr int kVectors = Shape::kLoads * kWarpSize;  ///< of a row, all lanes together
-  static constexpr int kStride = kWarpSize * Shape::kElements;
+  static constexpr int kVectors =
+      Shape::kLoads * kSkinnyThreads;  ///< of a row, all threads together
+  static constexpr int kStride = kSkinnyThreads * Shape::kElements;
   Vector vectors[Shape::kLoads][Shape::kRows];
 
   static LIBVAR_DEVICE bool is_whole(int first, int num_whole) {
-    return first - static_cast<int>(threadIdx.x) % kWarpSize + kVectors <= num_whole;
+    return first - static_cast<int>(threadIdx.x) + kVectors <= num_whole;
   }
 
   LIBVAR_DEVICE void load(const SkinnyArguments<W, T>& args, std::int64_t n, int first,
@@ -246,7 +244,7 @@ struct SkinnyStep {
       const W* row = weight_row<W, T, kInputs, kIsGated>(args, n, r) + first * Shape::kElements;
       LIBVAR_UNROLL
       for (int u = 0; u < Shape::kLoads; ++u)
-        vectors[u][r] = load_once(row, u * kStride, kAll || first + u * kWarpSize < num_whole);
+        vectors[u][r] = load_once(row, u * kStride, kAll || first + u * kSkinnyThreads < num_whole);
     }
   }
 
@@ -258,69 +256,60 @@ struct SkinnyStep {
       const auto load_input = [&](int m, int part) {
         return load_if<Use::kAgain>(input_row(args, m) + first * Shape::kElements,
                                     u * kStride + part * Shape::kInPart,
-                                    kAll || first + u * kWarpSize < num_whole);
+                                    kAll || first + u * kSkinnyThreads < num_whole);
       };
       add_products<W, T, kInputs>(vectors[u], load_input, sum);
     }
   }
 };
 
-// Work: a warp computes one, two or four weight rows, of which with a gate half are the gate's,
-// times all rows of input; the warps loop over the weight rows. Lane l owns the vectors l, l + 32,
-// ... of a row. Memory: each weight is read once, past L1; the input comes from L1 again
-// and again. Eight vectors of 16 bytes are in flight in a thread, four of int8, those of a warp's
-// next row while the sums of the one before are added up. The first ones are asked for before the
-// stream's previous kernel has ended: only input, bias and output are its business.
+// Work: a block computes two or four weight rows, of which with a gate half are the gate's, times
+// all rows of input. Thread t owns the vectors t, t + 128, ... of a row. Memory: each weight is
+// read once, past L1; the input comes from L1 again and again. Eight vectors of 16 bytes are in
+// flight in a thread, four of int8; blocks that wait for theirs and blocks that add up stand side
+// by side. The first ones are asked for before the stream's previous kernel has ended: only input,
+// bias and output are its business.
 template <typename W, typename T, int kInputs, bool kIsGated>
 __global__ void __launch_bounds__(kSkinnyThreads, SkinnyShape<W, T, kInputs, kIsGated>::kBlocks)
     skinny_kernel(SkinnyArguments<W, T> args) {
   using Shape = SkinnyShape<W, T, kInputs, kIsGated>;
   using Step = SkinnyStep<W, T, kInputs, kIsGated>;
-  static_assert(kSkinnyBlock % Shape::kLoads == 0);
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  auto& shared = dynamic_shared<SkinnyShared<Shape::kSums>>();
+  const int thread = static_cast<int>(threadIdx.x);
   const int size = static_cast<int>(args.in_features);
   const int num_vectors = (size + Shape::kElements - 1) / Shape::kElements;
   const int num_whole = args.has_vectors ? size / Shape::kElements : 0;
-  const std::int64_t stride = std::int64_t{gridDim.x} * kSkinnyWarps * Shape::kOutputs;
-  std::int64_t n =
-      (std::int64_t{blockIdx.x} * kSkinnyWarps + threadIdx.x / kWarpSize) * Shape::kOutputs;
-  Step step;
-  if (n < args.out_features) step.load(args, n, lane, num_whole);
-  wait_for_previous_kernel();
+  const std::int64_t n = std::int64_t{blockIdx.x} * Shape::kOutputs;
   let_next_kernel_start();
-  while (n < args.out_features) {
-    float block[Shape::kSums] = {};
-    float sum[Shape::kSums] = {};
-    for (int first = lane;;) {
-      if (first / kWarpSize % kSkinnyBlock == 0) add_block(block, sum);
-      step.add(args, first, num_whole, block);
-      first += Step::kVectors;
-      if (first - lane >= num_whole) break;
-      step.load(args, n, first, num_whole);
-    }
-    // The end of a row that is no whole vector, and rows that do not lie at multiples of 16 bytes.
-    LIBVAR_NO_UNROLL
-    for (int v = (num_whole + kWarpSize - 1 - lane) / kWarpSize * kWarpSize + lane; v < num_vectors;
-         v += kWarpSize) {
-      if (v / kWarpSize % kSkinnyBlock == 0) add_block(block, sum);
-      add_products_slowly<W, T, kInputs, Shape::kRows>(
-          [&](int r) { return weight_row<W, T, kInputs, kIsGated>(args, n, r); },
-          [&](int m) { return input_row(args, m); }, v, size, block);
-    }
-    const std::int64_t next = n + stride;
-    if (next < args.out_features) step.load(args, next, lane, num_whole);
-    add_block(block, sum);
-    write_outputs<W, T, kInputs, kIsGated>(args, n, sum);
-    n = next;
+  Step step;
+  step.load(args, n, thread, num_whole);
+  wait_for_previous_kernel();
+  float sum[Shape::kSums] = {};
+  for (int first = thread;;) {
+    step.add(args, first, num_whole, sum);
+    first += Step::kVectors;
+    if (first - thread >= num_whole) break;
+    step.load(args, n, first, num_whole);
   }
+  // The end of a row that is no whole vector, and rows that do not lie at multiples of 16 bytes.
+  const int first_left =
+      num_whole + (thread + kSkinnyThreads - num_whole % kSkinnyThreads) % kSkinnyThreads;
+  LIBVAR_NO_UNROLL
+  for (int v = first_left; v < num_vectors; v += kSkinnyThreads) {
+    add_products_slowly<W, T, kInputs, Shape::kRows>(
+        [&](int r) { return weight_row<W, T, kInputs, kIsGated>(args, n, r); },
+        [&](int m) { return input_row(args, m); }, v, size, sum);
+  }
+  write_outputs<W, T, kInputs, kIsGated>(args, n, sum, shared);
 }
 
 template <typename W, typename T, int kInputs, bool kIsGated>
 cudaError_t launch_skinny_rows(const SkinnyArguments<W, T>& args, cudaStream_t stream) {
-  constexpr int kOutputs = kSkinnyWarps * SkinnyShape<W, T, kInputs, kIsGated>::kOutputs;
-  return launch_even(&skinny_kernel<W, T, kInputs, kIsGated>,
-                     (args.out_features + kOutputs - 1) / kOutputs, kSkinnyThreads, 0, stream, args,
-                     args.starts_early ? Start::kBesidePrevious : Start::kAfterPrevious);
+  using Shape = SkinnyShape<W, T, kInputs, kIsGated>;
+  return launch(&skinny_kernel<W, T, kInputs, kIsGated>,
+                (args.out_features + Shape::kOutputs - 1) / Shape::kOutputs, kSkinnyThreads,
+                sizeof(SkinnyShared<Shape::kSums>), stream, args,
+                args.starts_early ? Start::kBesidePrevious : Start::kAfterPrevious);
 }
 
 template <bool kIsGated, typename W, typename T>

@@ -59,9 +59,17 @@ TEST_CASE("a kernel that starts beside the previous one meets its writes when it
     for (const bool waits : {false, true}) {
       int input = 1, seen = 0;
       simt::set_previous_kernel([&] { input = 2; });
-      CHECK(libvar::cuda::launch(kernel, 1, 32, 0, nullptr, Arguments{&input, &seen, waits},
-                                 start) == cudaSuccess);
-      CHECK(seen == (start == libvar::cuda::Start::kAfterPrevious || waits ? 2 : 1));
+      const auto launch = [&] {
+        return libvar::cuda::launch(kernel, 1, 32, 0, nullptr, Arguments{&input, &seen, waits},
+                                    start);
+      };
+      const bool is_right = start == libvar::cuda::Start::kAfterPrevious || waits;
+      if (is_right) {
+        CHECK(launch() == cudaSuccess);
+      } else {
+        CHECK_THROWS_WITH(launch(), Catch::Contains("without waiting for the stream's previous"));
+      }
+      CHECK(seen == (is_right ? 2 : 1));
     }
   }
   simt::set_previous_kernel(nullptr);

@@ -108,6 +108,24 @@ at::Tensor skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
                          const std::optional<at::Tensor>& gate_scale = std::nullopt,
                          const std::optional<at::Tensor>& up_scale = std::nullopt);
 
+/// While one lives, skinny_linear and skinny_swiglu of its thread read weights and scales on a GPU
+/// before the stream's previous kernel has ended (programmatic dependent launch, sm_90 and newer):
+/// right where no kernel still to run writes them, as in a decoder whose weights are loaded.
+/// Results are the same.
+class WeightsAreReady {
+ public:
+  WeightsAreReady();
+  ~WeightsAreReady();
+  WeightsAreReady(const WeightsAreReady&) = delete;
+  WeightsAreReady& operator=(const WeightsAreReady&) = delete;
+
+  /// Whether one lives on the calling thread.
+  static bool on_this_thread();
+
+ private:
+  bool before_;
+};
+
 /// One layer's projections of some tokens, before their positions turn them.
 struct RotaryInputs {
   at::Tensor query;        ///< [B, H, Q, Dh] float32|float16|bfloat16, Dh even and contiguous

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "libvar/ops.h"
+
 namespace libvar {
 namespace {
 
@@ -142,6 +144,7 @@ void DecodeStep::begin(const std::vector<StepSequence>& sequences, const KvCache
 }
 
 at::Tensor DecodeStep::compute(const Plan& plan) {
+  const WeightsAreReady weights_are_ready;
   const std::int64_t batch = plan.batch;
   KvCache cache = plan.cache;
   DecoderPass pass;

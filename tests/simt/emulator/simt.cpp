@@ -63,6 +63,7 @@ struct Thread {
   std::uint64_t result = 0;
   WarpOperation operation = nullptr;
   void* operand = nullptr;
+  bool has_waited = false;  ///< for the stream's previous kernel
   CopyGroup open_copies;
   std::deque<CopyGroup> copies;
   std::unique_ptr<Fiber> fiber;
@@ -105,6 +106,7 @@ struct Machine {
   int num_at_barrier = 0;
   int num_done = 0;
   int running = -1;
+  bool starts_beside_previous = false;  ///< the kernel that is launched next
   ReadySet ready;
   std::array<int, kMaxThreads / kWarpSize> missing{};
   std::exception_ptr error;
@@ -215,6 +217,7 @@ void run_block() {
     thread.fiber->reset(&thread_main, &thread);
     thread.open_copies.clear();
     thread.copies.clear();
+    thread.has_waited = false;
     make_ready(i);
   }
   while (m.num_done < m.num_threads) {
@@ -334,6 +337,7 @@ void run_grid(Size3 grid, Size3 block, std::size_t shared_bytes,
   m.num_threads = static_cast<int>(threads);
   m.shared_bytes = shared_bytes;
   m.body = &body;
+  const bool must_wait = std::exchange(m.starts_beside_previous, false);
   block_size = block;
   grid_size = grid;
   for (unsigned i = 0; i < threads; ++i) {
@@ -348,6 +352,12 @@ void run_grid(Size3 grid, Size3 block, std::size_t shared_bytes,
     prepare_shared(shared_bytes);
     run_block();
     check_canary(shared_bytes);
+    if (!must_wait) continue;
+    for (int i = 0; i < m.num_threads; ++i) {
+      if (!m.threads[i].has_waited)
+        throw Error("thread " + std::to_string(i) +
+                    " has ended without waiting for the stream's previous kernel");
+    }
   }
 }
 
@@ -365,10 +375,13 @@ void set_previous_kernel(std::function<void()> rest) {
 }
 
 void begin_kernel(bool starts_beside_previous) {
+  machine().starts_beside_previous = starts_beside_previous;
   if (!starts_beside_previous) wait_for_previous_kernel();
 }
 
 void wait_for_previous_kernel() {
+  Machine& m = machine();
+  if (m.running >= 0) m.threads[m.running].has_waited = true;
   if (const auto rest = std::exchange(rest_of_previous_kernel(), nullptr)) rest();
 }
 

@@ -80,7 +80,8 @@ void run_grid(Size3 grid, Size3 block, std::size_t shared_bytes, const std::func
 /// waits.
 void set_previous_kernel(std::function<void()> rest);
 
-/// Called at each launch.
+/// Called at each launch. Every thread of a kernel that starts beside the previous one has to wait
+/// for it: the kernel after counts on that.
 void begin_kernel(bool starts_beside_previous);
 
 /// griddepcontrol.wait

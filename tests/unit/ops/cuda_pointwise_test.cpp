@@ -212,6 +212,36 @@ TEST_CASE("a captured CUDA graph multiplies new rows", "[linear][cuda]") {
   }
 }
 
+TEST_CASE("kernels that start early give the same bits", "[linear][norms][cuda]") {
+  if (!have_gpu()) return;
+  constexpr std::int64_t kWidth = 4096, kLayers = 12;
+  const auto random = [](std::vector<std::int64_t> sizes, double gain) {
+    return on_gpu(at::randn(sizes).mul(gain).to(at::kBFloat16));
+  };
+  const double gain = 1.0 / std::sqrt(static_cast<double>(kWidth));
+  const at::Tensor gate_up = random({kLayers, 2, kWidth, kWidth}, gain),
+                   down = random({kLayers, kWidth, kWidth}, gain);
+  const at::Tensor norm = random({kWidth}, 1.0), start = random({2, kWidth}, 1.0);
+  const at::Tensor dims = on_gpu(at::tensor({7}, at::kLong));
+  const auto run = [&] {  // every kernel reads what the one before it has just written
+    at::Tensor residual = start.clone();
+    at::Tensor delta = at::zeros_like(start);
+    for (std::int64_t i = 0; i < kLayers; ++i) {
+      const at::Tensor normed =
+          std::get<0>(libvar::add_rms_norm_sink_scores(residual, delta, norm, dims));
+      delta = libvar::skinny_linear(libvar::skinny_swiglu(normed, gate_up[i][0], gate_up[i][1]),
+                                    down[i]);
+    }
+    return delta;
+  };
+  const at::Tensor expected = run();
+  REQUIRE(at::isfinite(expected).all().item<bool>());
+  CHECK_FALSE(libvar::WeightsAreReady::on_this_thread());
+  const libvar::WeightsAreReady ready;
+  CHECK(libvar::WeightsAreReady::on_this_thread());
+  for (int i = 0; i < 20; ++i) CHECK(at::equal(run(), expected));
+}
+
 TEST_CASE("CUDA and CPU agree on sink scores and norms", "[norms][cuda]") {
   if (!have_gpu()) return;
   for (const at::ScalarType dtype : kDtypes) {
