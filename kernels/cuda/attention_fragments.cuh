@@ -55,35 +55,39 @@ template <typename T, int kDims, typename Local>
 LIBVAR_DEVICE void copy_rows(T (*to)[kPitch<kDims>], const T* from, std::int64_t stride,
                              int num_rows, const Local& local) {
   constexpr int kVectors = kDims / 8;
+  const int thread = static_cast<int>(threadIdx.x);
+  if constexpr (kTensorThreads % kVectors == 0) {  // a thread stays in its dimensions
+    const int d = thread % kVectors * 8;
 #if defined(__CUDACC__)
 #pragma unroll 4
 #endif
-  for (int i = static_cast<int>(threadIdx.x); i < num_rows * kVectors; i += kTensorThreads) {
-    const int row = i / kVectors;
-    const int d = i % kVectors * 8;
-    const int key = local(row);
-    copy_async(&to[row][d], from + (key >= 0 ? key * stride : 0) + d, key >= 0);
+    for (int row = thread / kVectors; row < num_rows; row += kTensorThreads / kVectors) {
+      const int key = local(row);
+      copy_async(&to[row][d], from + (key >= 0 ? key * stride : 0) + d, key >= 0);
+    }
+  } else {
+#if defined(__CUDACC__)
+#pragma unroll 4
+#endif
+    for (int i = thread; i < num_rows * kVectors; i += kTensorThreads) {
+      const int row = i / kVectors;
+      const int d = i % kVectors * 8;
+      const int key = local(row);
+      copy_async(&to[row][d], from + (key >= 0 ? key * stride : 0) + d, key >= 0);
+    }
   }
 }
 
-/// Products of the warp's rows with 16 keys, two blocks of 8.
+/// Adds the products of the warp's rows with 16 keys, two blocks of 8, over dimensions 16 step to
+/// 16 step + 15.
 template <typename T, int kDims>
-LIBVAR_DEVICE void score_keys(const std::uint32_t (&query)[kDims / 16][4],
-                              const T (*keys)[kPitch<kDims>], float (&score)[2][4]) {
+LIBVAR_DEVICE void score_keys(const std::uint32_t (&query)[4], const T (*keys)[kPitch<kDims>],
+                              int step, float (&low)[4], float (&high)[4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const T* own = &keys[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8];
-  LIBVAR_UNROLL
-  for (int block = 0; block < 2; ++block) {
-    LIBVAR_UNROLL
-    for (int i = 0; i < 4; ++i) score[block][i] = 0.0f;
-  }
-  LIBVAR_UNROLL
-  for (int step = 0; step < kDims / 16; ++step) {
-    std::uint32_t key[4];
-    load_matrices(key, own + 16 * step);
-    multiply_add<T>(score[0], query[step], key[0], key[1]);
-    multiply_add<T>(score[1], query[step], key[2], key[3]);
-  }
+  std::uint32_t key[4];
+  load_matrices(key, &keys[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8 + 16 * step]);
+  multiply_add<T>(low, query, key[0], key[1]);
+  multiply_add<T>(high, query, key[2], key[3]);
 }
 
 /// The values of 16 keys in 16 dimensions from d on, as the right operand of two blocks of 8.

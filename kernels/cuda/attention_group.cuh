@@ -39,18 +39,27 @@ LIBVAR_DEVICE void score_group(GroupShared<T, kDims>& shared,
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   float maximum[2] = {-INFINITY, -INFINITY};
+  float product[2][2][4] = {};
+  LIBVAR_UNROLL
+  for (int step = 0; step < kDims / 16; ++step) {
+    LIBVAR_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int first = warp * kWarpSize + half * kFragmentKeys;
+      if (first < count)
+        score_keys<T, kDims>(query[step], &shared.key[first], step, product[half][0],
+                             product[half][1]);
+    }
+  }
   LIBVAR_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int first = warp * kWarpSize + half * kFragmentKeys;
-    float product[2][4] = {};
-    if (first < count) score_keys<T, kDims>(query, &shared.key[first], product);
     LIBVAR_UNROLL
     for (int block = 0; block < 2; ++block) {
       LIBVAR_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int position = start + first + 8 * block + 2 * (lane % 4) + i % 2;
         const bool seen = position <= rows.row[i / 2].position;
-        score[2 * half + block][i] = seen ? product[block][i] * scale : -INFINITY;
+        score[2 * half + block][i] = seen ? product[half][block][i] * scale : -INFINITY;
         maximum[i / 2] = fmaxf(maximum[i / 2], score[2 * half + block][i]);
       }
     }

@@ -20,7 +20,8 @@ cudaError_t launch_group(PartialArguments<T> args, bool with_classes, cudaStream
 template <typename T>
 cudaError_t launch_rows(PartialArguments<T> args, bool with_classes, cudaStream_t stream);
 template <typename T>
-cudaError_t launch_combine(const PartialArguments<T>& args, bool with_classes, cudaStream_t stream);
+cudaError_t launch_combine(const PartialArguments<T>& args, AttentionKernel kernel,
+                           bool with_classes, cudaStream_t stream);
 
 /// A decode block's rows, and most packed rows for which the decode kernel is taken where tensor
 /// cores can't be: from there on reading the keys again for every two rows costs more than the
@@ -52,12 +53,21 @@ AttentionKernel choose_attention_kernel(const AttentionArguments<T>& args) {
   return packed <= kMostDecodeRows ? AttentionKernel::kDecode : AttentionKernel::kGeneral;
 }
 
-/// Ranges of a kernel: long enough that combining costs little, short enough that a short context
-/// fills the GPU.
+/// Row tiles of a sequence that keep the GPU busy without being cut into ranges.
+inline constexpr std::int64_t kManyTiles = 160;
+
+/// Ranges of a call: long enough that combining costs little, short enough that a short context
+/// fills the GPU. Many rows fill it anyway, and their partial states would be most of what is
+/// moved.
 template <typename T>
-KeyRanges key_ranges(AttentionKernel kernel, int head_dim) {
+KeyRanges key_ranges(AttentionKernel kernel, const AttentionArguments<T>& args) {
+  const int head_dim = args.head_dim;
   if (kernel == AttentionKernel::kGroup) return {0, 0, 7};
-  if (kernel == AttentionKernel::kRows) return {7, 8, 9};
+  if (kernel == AttentionKernel::kRows) {
+    const std::int64_t packed = std::int64_t{args.num_rows} * (args.num_heads / args.num_kv_heads);
+    const std::int64_t tiles = (packed + kRowsRows - 1) / kRowsRows * args.num_kv_heads;
+    return tiles >= kManyTiles ? KeyRanges{0, 0, 11} : KeyRanges{7, 8, 8};
+  }
   // 16 lanes of 16 bytes hold a key, or fewer lanes twice as many keys.
   return {0, 0, head_dim * static_cast<int>(sizeof(T)) <= 128 ? 7 : 6};
 }
@@ -72,7 +82,7 @@ AttentionPieces cut_attention(const AttentionArguments<T>& args, AttentionKernel
   AttentionPieces pieces;
   if (kernel == AttentionKernel::kGeneral) return pieces;
   const int group = args.num_heads / args.num_kv_heads;
-  pieces.num_ranges = std::max(key_ranges<T>(kernel, args.head_dim).count(args.num_keys), 1);
+  pieces.num_ranges = std::max(key_ranges(kernel, args).count(args.num_keys), 1);
   const std::int64_t states_of_row =
       std::int64_t{pieces.num_ranges} * (with_classes ? kNumTokenClasses : 1) * args.num_heads;
   const auto bytes_of_state =
@@ -115,7 +125,7 @@ cudaError_t launch_piece(PartialArguments<T>& args, AttentionKernel kernel,
     if (kernel == AttentionKernel::kGroup) error = launch_group(args, with_classes, stream);
     if (kernel == AttentionKernel::kRows) error = launch_rows(args, with_classes, stream);
   }
-  return error == cudaSuccess ? launch_combine(args, with_classes, stream) : error;
+  return error == cudaSuccess ? launch_combine(args, kernel, with_classes, stream) : error;
 }
 
 template <typename T>
@@ -127,7 +137,7 @@ cudaError_t launch_attention(const AttentionArguments<T>& attention, AttentionKe
     return with_classes ? launch_general(attention, stream) : cudaErrorInvalidValue;
   PartialArguments<T> args = {};
   args.attention = attention;
-  args.ranges = key_ranges<T>(kernel, attention.head_dim);
+  args.ranges = key_ranges(kernel, attention);
   args.group = Divider(attention.num_heads / attention.num_kv_heads);
   args.kv_heads = Divider(attention.num_kv_heads);
   args.num_ranges = pieces.num_ranges;

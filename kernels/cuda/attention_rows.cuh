@@ -7,9 +7,9 @@
 
 namespace libvar::cuda {
 
-inline constexpr int kRowsKeys = 64;        ///< of a tile
-inline constexpr int kMostRowsRange = 512;  ///< keys of the longest range
-inline constexpr int kNoKey = 0xffff;       ///< offset of a key that is not there
+inline constexpr int kRowsKeys = 64;         ///< of a tile
+inline constexpr int kMostRowsRange = 2048;  ///< keys of the longest range
+inline constexpr int kNoKey = 0xffff;        ///< offset of a key that is not there
 
 template <typename T, int kDims>
 struct RowsShared {
@@ -39,6 +39,10 @@ struct RowsTile {
   int c;
   int first;
 };
+
+LIBVAR_DEVICE int first_row_of_warp() {
+  return static_cast<int>(threadIdx.x) / kWarpSize * 16;
+}
 
 template <typename T, int kDims>
 struct RowsState {
@@ -99,7 +103,7 @@ LIBVAR_DEVICE RowsTile settle(const RowsShared<T, kDims>& shared, const RowsRang
   return tile;
 }
 
-/// Starts the copies of a tile, keys and values a group each; empty groups past the last tile.
+/// Starts the copies of a tile; none past the last one.
 template <bool kClasses, typename T, int kDims>
 LIBVAR_DEVICE void copy_tile(const AttentionArguments<T>& args, RowsShared<T, kDims>& shared,
                              const RowTile& block, const RowsRange& range, RowsTile tile,
@@ -114,36 +118,45 @@ LIBVAR_DEVICE void copy_tile(const AttentionArguments<T>& args, RowsShared<T, kD
   };
   const T* key = args.key + args.key_stride.offset(block.sequence, block.kv_head, 0);
   copy_rows<T, kDims>(shared.stage[stage].key, key, args.key_stride.row, padded, local);
-  commit_copies();
   const T* value = args.value + args.value_stride.offset(block.sequence, block.kv_head, 0);
   copy_rows<T, kDims>(shared.stage[stage].value, value, args.value_stride.row, padded, local);
   commit_copies();
 }
 
 /// Scores of the warp's rows with a tile's keys, minus infinity for a key that a row does not see.
-template <bool kClasses, typename T, int kDims>
+/// @tparam kFull  the tile has all 64 keys and every row sees them: nothing is asked between the
+///                products, and those of all keys are under way together
+template <bool kClasses, bool kFull, typename T, int kDims>
 LIBVAR_DEVICE void score_rows(const RowsShared<T, kDims>& shared, const RowsState<T, kDims>& state,
                               const RowsRange& range, RowsTile tile, int stage, int count,
-                              bool is_masked, float scale, float (&score)[8][4]) {
+                              float scale, float (&score)[8][4]) {
+  LIBVAR_UNROLL
+  for (int i = 0; i < 32; ++i) score[i / 4][i % 4] = 0.0f;
+  LIBVAR_UNROLL
+  for (int step = 0; step < kDims / 16; ++step) {
+    LIBVAR_UNROLL
+    for (int group = 0; group < kRowsKeys / kFragmentKeys; ++group) {
+      if (!kFull && group * kFragmentKeys >= count) continue;
+      score_keys<T, kDims>(state.query[step], &shared.stage[stage].key[group * kFragmentKeys], step,
+                           score[2 * group], score[2 * group + 1]);
+    }
+  }
+  LIBVAR_UNROLL
+  for (auto& block : score) {
+    LIBVAR_UNROLL
+    for (float& one : block) one *= scale;
+  }
+  if (kFull) return;
   const int t = static_cast<int>(threadIdx.x) % 4;
   LIBVAR_UNROLL
-  for (int group = 0; group < kRowsKeys / kFragmentKeys; ++group) {
-    float product[2][4] = {};
-    const bool is_there = group * kFragmentKeys < count;
-    if (is_there) {
-      score_keys<T, kDims>(state.query, &shared.stage[stage].key[group * kFragmentKeys], product);
-    }
+  for (int block = 0; block < kRowsKeys / 8; ++block) {
     LIBVAR_UNROLL
-    for (int block = 0; block < 2; ++block) {
-      LIBVAR_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        bool is_seen = is_there;
-        if (is_there && is_masked) {
-          const int key = tile.first + group * kFragmentKeys + 8 * block + 2 * t + i % 2;
-          is_seen = key_offset<kClasses>(shared, range, tile.c, key) <= range.limit[i / 2];
-        }
-        score[2 * group + block][i] = is_seen ? product[block][i] * scale : -INFINITY;
-      }
+    for (int i = 0; i < 4; ++i) {
+      const int key = tile.first + 8 * block + 2 * t + i % 2;
+      const bool is_there = block / 2 * kFragmentKeys < count;
+      const bool is_seen =
+          is_there && key_offset<kClasses>(shared, range, tile.c, key) <= range.limit[i / 2];
+      score[block][i] = is_seen ? score[block][i] : -INFINITY;
     }
   }
 }
@@ -190,14 +203,9 @@ LIBVAR_DEVICE bool tile_has_non_finite(const T (*values)[kPitch<kDims>], int cou
   return __any_sync(kFullWarp, found) != 0;
 }
 
-/// Adds a tile's values. `is_cut`: some row of the warp does not see some of the keys.
-template <bool kClasses, typename T, int kDims>
-LIBVAR_DEVICE void add_rows(const RowsShared<T, kDims>& shared, RowsState<T, kDims>& state,
-                            const RowsRange& range, RowsTile tile, int stage, int count,
-                            bool is_cut, const float (&weight)[8][4]) {
-  const auto* values = shared.stage[stage].value;
-  const int t = static_cast<int>(threadIdx.x) % 4;
-  std::uint32_t packed[4][4];
+/// A tile's weights as left operands, of 16 keys each.
+template <typename T>
+LIBVAR_DEVICE void pack_weights(const float (&weight)[8][4], std::uint32_t (&packed)[4][4]) {
   LIBVAR_UNROLL
   for (int group = 0; group < 4; ++group) {
     LIBVAR_UNROLL
@@ -206,19 +214,38 @@ LIBVAR_DEVICE void add_rows(const RowsShared<T, kDims>& shared, RowsState<T, kDi
       packed[group][i] = pack<T>(pair[0], pair[1]);
     }
   }
-  if (!is_cut || !tile_has_non_finite<T, kDims>(values, count)) {
+}
+
+/// Adds a tile's values.
+template <bool kFull, typename T, int kDims>
+LIBVAR_DEVICE void add_rows(const RowsShared<T, kDims>& shared, RowsState<T, kDims>& state,
+                            int stage, int count, const float (&weight)[8][4]) {
+  const auto* values = shared.stage[stage].value;
+  std::uint32_t packed[4][4];
+  pack_weights<T>(weight, packed);
+  LIBVAR_UNROLL
+  for (int group = 0; group < 4; ++group) {
+    if (!kFull && group * kFragmentKeys >= count) continue;
     LIBVAR_UNROLL
-    for (int group = 0; group < 4; ++group) {
-      if (group * kFragmentKeys >= count) continue;
-      LIBVAR_UNROLL
-      for (int pair = 0; pair < kDims / 16; ++pair) {
-        std::uint32_t value[4];
-        load_values<T, kDims>(&values[group * kFragmentKeys], 16 * pair, value);
-        add_values<T>(packed[group], value, state.out[pair]);
-      }
+    for (int pair = 0; pair < kDims / 16; ++pair) {
+      std::uint32_t value[4];
+      load_values<T, kDims>(&values[group * kFragmentKeys], 16 * pair, value);
+      add_values<T>(packed[group], value, state.out[pair]);
     }
-    return;
   }
+}
+
+/// Adds the values of a tile of which some row of the warp does not see all, and of which some are
+/// not finite.
+template <bool kClasses, typename T, int kDims>
+LIBVAR_DEVICE void add_rows_one_by_one(const RowsShared<T, kDims>& shared,
+                                       RowsState<T, kDims>& state, const RowsRange& range,
+                                       RowsTile tile, int stage, int count,
+                                       const float (&weight)[8][4]) {
+  const auto* values = shared.stage[stage].value;
+  const int t = static_cast<int>(threadIdx.x) % 4;
+  std::uint32_t packed[4][4];
+  pack_weights<T>(weight, packed);
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif
@@ -245,11 +272,13 @@ LIBVAR_DEVICE void add_rows(const RowsShared<T, kDims>& shared, RowsState<T, kDi
   }
 }
 
-/// Writes the state of a class and starts anew.
+/// Writes the state of a class and starts anew. The rows' places are computed again, because they
+/// would take registers that a tile needs.
 template <bool kClasses, typename T, int kDims>
-LIBVAR_DEVICE void store_class(const PartialArguments<T>& args, const FragmentRows& rows,
+LIBVAR_DEVICE void store_class(const PartialArguments<T>& args, const RowTile& block,
                                RowsState<T, kDims>& state, int range, int c, bool is_present) {
   const int t = static_cast<int>(threadIdx.x) % 4;
+  const FragmentRows rows(args, block, first_row_of_warp());
   LIBVAR_UNROLL
   for (int i = 0; i < 2; ++i) {
     const float sum = row_sum(state.sum[i]);
@@ -273,50 +302,64 @@ LIBVAR_DEVICE void store_class(const PartialArguments<T>& args, const FragmentRo
   }
 }
 
+/// Adds a tile of keys and values. `is_cut`: some row of the warp does not see some of the keys.
+template <bool kClasses, bool kFull, typename T, int kDims>
+LIBVAR_DEVICE void attend_rows(const RowsShared<T, kDims>& shared, RowsState<T, kDims>& state,
+                               const RowsRange& range, RowsTile tile, int stage, int count,
+                               bool is_cut, float scale) {
+  float score[8][4];
+  score_rows<kClasses, kFull>(shared, state, range, tile, stage, count, scale, score);
+  weigh_rows(state, score);
+  if constexpr (kFull) {
+    add_rows<true>(shared, state, stage, count, score);
+  } else if (!is_cut || !tile_has_non_finite<T, kDims>(shared.stage[stage].value, count)) {
+    add_rows<false>(shared, state, stage, count, score);
+  } else {
+    add_rows_one_by_one<kClasses>(shared, state, range, tile, stage, count, score);
+  }
+}
+
 /// Goes through a range's keys class by class; the next tile is on its way while one is computed.
 template <bool kClasses, typename T, int kDims>
 LIBVAR_DEVICE void attend_range(const PartialArguments<T>& args, RowsShared<T, kDims>& shared,
-                                const RowTile& block, const FragmentRows& rows,
-                                RowsState<T, kDims>& state, const RowsRange& range) {
+                                const RowTile& block, RowsState<T, kDims>& state,
+                                const RowsRange& range) {
   const AttentionArguments<T>& attention = args.attention;
+  const float scale = attention.scale * kLog2E;
   RowsTile tile = settle<kClasses>(shared, range, {0, 0});
   copy_tile<kClasses>(attention, shared, block, range, tile, 0);
   for (int stage = 0; tile.c < kNumStates<kClasses>; stage ^= 1) {
     const RowsTile next = settle<kClasses>(shared, range, {tile.c, tile.first + kRowsKeys});
-    copy_tile<kClasses>(attention, shared, block, range, next, stage ^ 1);
     const int count = min(class_count<kClasses>(shared, range, tile.c) - tile.first, kRowsKeys);
+    wait_for_copies<0>();
+    __syncthreads();  // this tile is there, and nobody reads the one before it any more
+    copy_tile<kClasses>(attention, shared, block, range, next, stage ^ 1);
     const int last = key_offset<kClasses>(shared, range, tile.c, tile.first + count - 1);
     const bool is_cut = last > range.first_limit;
-    wait_for_copies<3>();
-    __syncthreads();
-    float score[8][4];
-    score_rows<kClasses>(shared, state, range, tile, stage, count, is_cut || count < kRowsKeys,
-                         attention.scale * kLog2E, score);
-    weigh_rows(state, score);
-    wait_for_copies<2>();
-    __syncthreads();
-    add_rows<kClasses>(shared, state, range, tile, stage, count, is_cut, score);
-    if (next.c != tile.c) store_class<kClasses>(args, rows, state, range.index, tile.c, true);
-    __syncthreads();  // the copies after the next ones overwrite this stage
+    if (count == kRowsKeys && !is_cut) {
+      attend_rows<kClasses, true>(shared, state, range, tile, stage, count, false, scale);
+    } else {
+      attend_rows<kClasses, false>(shared, state, range, tile, stage, count, is_cut, scale);
+    }
+    if (next.c != tile.c) store_class<kClasses>(args, block, state, range.index, tile.c, true);
     tile = next;
   }
-  wait_for_copies<0>();
+  __syncthreads();  // the next range overwrites the order of the keys
 }
 
 // Work: a block takes ranges of keys for 64 packed rows of one KV head, a warp 16 of them. A
 // range's keys are put in order by class first, so that a tile holds keys of one class and one
 // state in registers serves all of them: it is written and cleared where the class changes. Memory:
 // tiles of 64 keys and values are gathered through that order, a row's 16-byte vectors side by
-// side, in two stages (75 KB at head size 128). A class's tiles begin at its first key and are cut
+// side, in two stages (89 KB at head size 128). A class's tiles begin at its first key and are cut
 // to multiples of 16 keys: a row's bits depend on the keys that it sees, not on those behind it.
 template <typename T, int kDims, bool kClasses>
 __global__ void __launch_bounds__(kTensorThreads, 2) rows_kernel(PartialArguments<T> args) {
   follow_previous_kernel();
   auto& shared = dynamic_shared<RowsShared<T, kDims>>();
   const RowTile block = row_tile(args, kRowsRows);
-  const int first_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
-  const FragmentRows rows(args, block, first_row);
-  const int first_position = packed_row(args, block, first_row).position;
+  const FragmentRows rows(args, block, first_row_of_warp());
+  const int first_position = packed_row(args, block, first_row_of_warp()).position;
   const float tau = kClasses ? sequence_rule(args.attention, block.sequence).tau : 0.0f;
   RowsState<T, kDims> state;
   load_query<T, kDims>(args, block, rows, state.query);
@@ -332,7 +375,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2) rows_kernel(PartialArgument
     if (kClasses) {
       order_keys(args, shared, block, range, tau);
       for (int c = 0; c < kNumTokenClasses; ++c) {
-        if (shared.count[c] == 0) store_class<kClasses>(args, rows, state, index, c, false);
+        if (shared.count[c] == 0) store_class<kClasses>(args, block, state, index, c, false);
       }
       if (block.is_last && threadIdx.x == 0) {
         RangeFacts facts = {INT_MAX, shared.count[0] + shared.count[1]};
@@ -340,7 +383,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2) rows_kernel(PartialArgument
         args.facts[std::int64_t{block.local_sequence} * args.num_ranges + index] = facts;
       }
     }
-    attend_range<kClasses>(args, shared, block, rows, state, range);
+    attend_range<kClasses>(args, shared, block, state, range);
   });
 }
 

@@ -146,7 +146,7 @@ MUTANTS = [
     _decode("a row does not wait for its query", "  follow_previous_kernel();\n", ""),
     _group("grouped rows do not wait for their queries", "  follow_previous_kernel();\n", ""),
     _rows("rows do not wait for their queries", "  follow_previous_kernel();\n", ""),
-    _combine("states are merged before they are there", "  follow_previous_kernel();\n", ""),
+    _combine("states are merged before they are there", "  wait_for_previous_kernel();\n", ""),
     # --- linear maps of a few rows ---
     _skinny("input is read before the previous kernel has ended", "  wait_for_previous_kernel();\n", ""),
     _skinny("a row's end that is no whole vector is left out", "v = first_left; v < num_vectors;", "v = first_left; v < num_whole;"),
@@ -170,8 +170,8 @@ MUTANTS = [
             "r < Shape::kOutputs ? finished(args.second, n, own) : finished(args.first, n, own)"),
     _skinny("silu is not rounded before the product", "to_float(from_float<T>(silu(to_float(value))))", "silu(to_float(value))"),
     # --- attention: fragment maps ---
-    _fragments("keys are loaded in the map of values", "&keys[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]",
-               "&keys[lane % 16][lane / 16 * 8]"),
+    _fragments("keys are loaded in the map of values", "&keys[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8 + 16 * step]",
+               "&keys[lane % 16][lane / 16 * 8 + 16 * step]"),
     _fragments("values are loaded in the map of keys", "&values[lane % 16][d + lane / 16 * 8]",
                "&values[lane % 8 + lane / 16 * 8][d + lane / 8 % 2 * 8]"),
     _fragments("the query's quarters change places", "query[step][2 * half + i] = load_word",
@@ -182,10 +182,10 @@ MUTANTS = [
                "0x0000ffffu"),
     _group("weights are loaded without their second half", "[first / 2 + lane / 16 * 4]", "[first / 2]"),
     # --- attention: asynchronous copies and barriers ---
-    _rows("keys are used while their copies are under way", "wait_for_copies<3>();", "wait_for_copies<4>();"),
-    _rows("values are used while their copies are under way", "wait_for_copies<2>();", "wait_for_copies<3>();"),
+    _rows("a tile is used while its copies are under way", "wait_for_copies<0>();\n    __syncthreads();  // this tile",
+          "__syncthreads();  // this tile"),
     _rows("no barrier before a stage is overwritten",
-          "    __syncthreads();  // the copies after the next ones overwrite this stage\n", ""),
+          "    __syncthreads();  // this tile is there, and nobody reads the one before it any more\n", ""),
     _rows("the next tile is copied over the present one",
           "copy_tile<kClasses>(attention, shared, block, range, next, stage ^ 1);",
           "copy_tile<kClasses>(attention, shared, block, range, next, stage);"),
@@ -194,7 +194,8 @@ MUTANTS = [
     _decode("weighted values are read before all warps wrote them", "__syncthreads();\n      add_tile", "add_tile"),
     _combine("the list of states is read before it is written", "__syncwarp();\n    LIBVAR_UNROLL", "LIBVAR_UNROLL"),
     # --- attention: masks, classes, ranges ---
-    _rows("padding in a tile gets attention", "is_cut || count < kRowsKeys", "is_cut"),
+    _rows("padding in a tile gets attention", "  if (kFull) return;\n", "  return;\n"),
+    _rows("a tile that some row does not see is taken as seen", "count == kRowsKeys && !is_cut", "count == kRowsKeys"),
     _rows("a row's limit is its neighbour's", "range.limit[i / 2];", "range.limit[i % 2];"),
     _rows("a class ends without its state being written", "if (next.c != tile.c) store_class", "if (next.c > tile.c + 1) store_class"),
     _rows("sums are not brought under the new maximum", "    state.sum[i] *= correction;\n", ""),
@@ -217,7 +218,7 @@ MUTANTS = [
              "facts.first_visual_sink != INT_MAX"),
     _combine("visual keys of the last range are counted twice", "if (range < row.num_ranges - 1) num_visual", "num_visual"),
     _combine("the maximum is that of the first warp's ranges",
-             "for (int i = 0; i < kCombineWarps; ++i) maximum", "for (int i = 0; i < 1; ++i) maximum"),
+             "for (int i = 0; i < kWarps; ++i) maximum", "for (int i = 0; i < 1; ++i) maximum"),
     _combine("a state is listed where another stands", "num_entries + __popc(there & ((1u << lane) - 1u))",
              "num_entries + __popc(there & ((1u << lane) - 2u))"),
     # --- attention: more of the same kinds ---

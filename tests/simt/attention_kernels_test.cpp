@@ -147,6 +147,20 @@ TEMPLATE_TEST_CASE("tensor cores agree with the oracle over many rows and long r
   check<TestType>(c, simt::LaneOrder::kReverse);
 }
 
+TEMPLATE_TEST_CASE("as many row tiles as fill a GPU go through all keys", "[simt][attention]",
+                   RowsBfloat, RowsHalf) {
+  Case c{"one range"};
+  c.num_heads = c.num_kv_heads = cuda::kManyTiles;
+  c.num_rows = 1;
+  c.num_keys = 605;
+  c.rule = easy_rule();
+  cuda::AttentionArguments<typename TestType::T> args = {};
+  args.num_heads = args.num_kv_heads = c.num_heads;
+  args.num_rows = c.num_rows;
+  REQUIRE(cuda::key_ranges(AttentionKernel::kRows, args).count(c.num_keys) == 1);
+  CHECK(check<TestType>(c).selected > 20);
+}
+
 TEMPLATE_TEST_CASE("every lane order gives a kernel's own bits", "[simt][attention]",
                    LIBVAR_SUBJECTS) {
   using T = typename TestType::T;
