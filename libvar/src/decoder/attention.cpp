@@ -119,18 +119,25 @@ at::Tensor SelfAttention::operator()(const at::Tensor& normed, const at::Tensor&
     (*pass.observer)({layer_, pass.past, query, cache, scale_, rule, out_.weight});
   }
 
-  std::vector<at::Tensor> mixed;  // [B, rows of it, H, Dh]
-  if (pass.plain_rows > 0) {
-    mixed.push_back(attend_plain(query.narrow(2, 0, pass.plain_rows), pass, cache).transpose(1, 2));
+  const std::int64_t changed_rows = rows - pass.plain_rows;
+  const auto plain = [&](std::int64_t count) {  // of the first rows: [B, count, H, Dh]
+    return attend_plain(query.narrow(2, 0, count), pass, cache).transpose(1, 2);
+  };
+  const auto changed = [&] {
+    return attend_redistributed(query.narrow(2, pass.plain_rows, changed_rows), pass.past + rows,
+                                rule, selected, pass.drops_source_mass, cache)
+        .transpose(1, 2);
+  };
+  if (changed_rows == 0) return project(plain(rows));
+  if (pass.plain_rows == 0) return project(changed());
+  // A GPU computes a few rows twice in less time than it copies all of them.
+  constexpr std::int64_t kMostRowsTwice = 8;  // one row in so many
+  if (query.is_cuda() && pass.past == 0 && changed_rows * kMostRowsTwice <= rows) {
+    const at::Tensor all = plain(rows);
+    all.narrow(1, pass.plain_rows, changed_rows).copy_(changed());
+    return project(all);
   }
-  if (pass.plain_rows < rows) {
-    const std::int64_t changed_rows = rows - pass.plain_rows;
-    mixed.push_back(attend_redistributed(query.narrow(2, pass.plain_rows, changed_rows),
-                                         pass.past + rows, rule, selected, pass.drops_source_mass,
-                                         cache)
-                        .transpose(1, 2));
-  }
-  return project(mixed.size() == 1 ? mixed.front() : at::cat(mixed, 1));
+  return project(at::cat({plain(pass.plain_rows), changed()}, 1));
 }
 
 }  // namespace libvar
