@@ -279,7 +279,15 @@ def model_tables(runs):
                 said += ". `llama_cpp` has a copy of the weights in the same type, as GGUF; no VAR"
             lines += [f"### {title}", "", said, "",
                       *table(["model", "threads", "tokens/s", "share of bound", *(f"`{n}`" for n in names)], rows)]
+            lines += peaks_table([case for _, case in cases], names)
     return lines
+
+
+def peaks_table(cases, names):
+    rows = [[heading(case), *(f"{case.values[f'peak_bytes/{n}'] / 1e9:.2f} GB" if f"peak_bytes/{n}" in case.values else ""
+                              for n in names)] for case in cases if "peak_bytes/libvar" in case.values]
+    return ["Most memory that a call takes on the device beside what is held before it, caches that it makes anew included:", "",
+            *table(["model", *(f"`{n}`" for n in names)], rows)] if rows else []
 
 
 def load_table(run):
@@ -379,7 +387,7 @@ matrix product; for `redistribute`, the time of a copy of the same tensor over l
 
 Whole decoders (`./dev bench model`) have random weights and as many layers as is said; libvar and transformers use the same
 tensors. Eight visual tokens are sinks, VAR may change every layer. A CPU's **bound** is a read of all weights and the cache
-in the same rounds, a GPU's a copy of as many bytes.
+in the same rounds, a GPU's a copy of as many bytes and, of a prefill, its operations at the rate of an 8192³ product.
 """
 
 

@@ -207,6 +207,8 @@ class Bench:
                 scale = self.shape.prefill_flops(self.layers, keys) / flops
             if self.args.profile:
                 profile(calls["libvar"], 1)
+            if self.device == "cuda":
+                describe_peaks(result, calls)
             samples = interleaved(calls, self.args.prefill_rounds, 1,
                                   lambda name: self.timer.us(calls[name]) * (scale if name == "bound" else 1.0))
         return self.finish(result, samples, {"transformers_sdpa": {"at_least": 1.0}})
@@ -327,6 +329,17 @@ def matrix_product(dtype, size=8192):
     """A call, and its operations."""
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
     return lambda: torch.matmul(a, b), 2 * size ** 3
+
+
+def describe_peaks(result, calls):
+    """Most memory that each call takes on the device beside what is held before it."""
+    for name, call in calls.items():
+        if name != "bound" and not name.endswith("_again"):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            result[f"peak_bytes/{name}"] = torch.cuda.max_memory_allocated() - before
 
 
 def profile(call, steps):
