@@ -22,15 +22,15 @@ std::filesystem::path picture(const char* name) {
 
 }  // namespace
 
-std::vector<SoakModel> load_soak_models(const std::string& dtype) {
+std::vector<SoakModel> load_soak_models(const std::string& device, const std::string& dtype) {
   LoadOptions options;
-  options.device = "cpu";
+  options.device = device;
   options.dtype = dtype;
   std::vector<SoakModel> out = {
       {"demo", Model::load(LIBVAR_SOURCE_DIR "/examples/demo_model/demo.pt", options)},
       {"llava", Model::load(golden_archive("mha"), options)}};
   for (const char* name : {"qwen_flat", "internvl_small", "vila15_llama3"})
-    out.push_back({name, load_family_case(family_case(name), dtype)});
+    out.push_back({name, load_family_case(family_case(name), dtype, device)});
   return out;
 }
 

@@ -16,9 +16,10 @@ struct SoakModel {
   std::shared_ptr<const Model> model;
 };
 
-/// The demo model and four tiny ones of the goldens, one of each family, on the CPU.
-/// @param dtype  "fp32", "bf16", "fp16"
-std::vector<SoakModel> load_soak_models(const std::string& dtype);
+/// The demo model and four tiny ones of the goldens, one of each family.
+/// @param device  "cpu", "cuda"
+/// @param dtype   "fp32", "bf16", "fp16"
+std::vector<SoakModel> load_soak_models(const std::string& device, const std::string& dtype);
 
 /// Questions about 0, 1 and 2 pictures with lengths, settings of VAR and of drawing that differ;
 /// a seed gives the same ones everywhere.

@@ -2,7 +2,8 @@
 // to its question alone, and memory doesn't grow. In half types tokens may part where the two
 // largest logits are close (BatchSession); such answers are counted.
 //
-//   soak [--questions N] [--seed N] [--dtype fp32|bf16|fp16] [--fault leak|company]
+//   soak [--questions N] [--seed N] [--device cpu|cuda] [--dtype fp32|bf16|fp16]
+//        [--fault leak|company]
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -43,6 +44,7 @@ constexpr std::int64_t kRound = 12;
 struct Flags {
   std::int64_t questions = 2000;
   std::uint32_t seed = 1;
+  std::string device = "cpu";  ///< on a GPU memory is reported, not held to bounds: CUDA keeps some
   std::string dtype = "fp32";
   std::string fault = {};  ///< seeded to see that it is found
 };
@@ -128,7 +130,7 @@ class Soak {
       : flags_(std::move(flags)),
         bounds_(bounds_of(flags_.dtype)),
         maker_(flags_.seed, /*draws=*/flags_.dtype == "fp32"),
-        models_(load_soak_models(flags_.dtype)) {
+        models_(load_soak_models(flags_.device, flags_.dtype)) {
     for (const SoakModel& one : models_) {
       alone_.push_back(std::make_unique<Session>(one.model));
       kept_.push_back(std::make_unique<BatchSession>(one.model));
@@ -257,6 +259,7 @@ class Soak {
     };
     want(counts_.prefixes * 8 > counts_.questions, "too few prefixes were taken over");
     want(counts_.changed * 4 > counts_.questions, "VAR acted in too few answers");
+    if (flags_.device != "cpu") return well;
     want(heap <= heap_bound, "the heap grows");
     want(anonymous <= kAnonymousBytes, "resident memory grows");
     return well;
@@ -280,6 +283,8 @@ bool read(int argc, char** argv, Flags& flags) {
       flags.questions = std::atoll(argv[i + 1]);
     } else if (std::strcmp(argv[i], "--seed") == 0) {
       flags.seed = static_cast<std::uint32_t>(std::atoll(argv[i + 1]));
+    } else if (std::strcmp(argv[i], "--device") == 0) {
+      flags.device = argv[i + 1];
     } else if (std::strcmp(argv[i], "--dtype") == 0) {
       flags.dtype = argv[i + 1];
       if (flags.dtype != "fp32" && flags.dtype != "bf16" && flags.dtype != "fp16") return false;
@@ -300,8 +305,8 @@ int main(int argc, char** argv) {
   libvar::testing::Flags flags;
   if (!libvar::testing::read(argc, argv, flags)) {
     std::fprintf(stderr,
-                 "usage: soak [--questions N] [--seed N] [--dtype fp32|bf16|fp16] [--fault "
-                 "leak|company]\n");
+                 "usage: soak [--questions N] [--seed N] [--device cpu|cuda] "
+                 "[--dtype fp32|bf16|fp16] [--fault leak|company]\n");
     return 2;
   }
   // LibTorch and its oneDNN each keep what they have made for the last 1,024 shapes of a
