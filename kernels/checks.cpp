@@ -45,6 +45,15 @@ void check_last_dim_contiguous(const char* op, const char* name, const at::Tenso
                     " with a contiguous last dimension, got strides ", tensor.sym_strides());
 }
 
+/// A tensor [..., D] that has dtype, shape and device of another.
+void check_like(const char* op, const char* name, const at::Tensor& tensor,
+                const at::Tensor& reference) {
+  check_dtype(op, name, tensor, reference.scalar_type());
+  check_shape(op, name, tensor, reference.sym_sizes());
+  check_last_dim_contiguous(op, name, tensor);
+  check_device(op, name, tensor, reference);
+}
+
 void check_range(const char* op, const char* name, double value, double low, double high) {
   TORCH_CHECK_VALUE(value >= low && value <= high, op, ": expected ", name, " in [", low, ", ",
                     high, "], got ", value);
@@ -152,12 +161,7 @@ void check_rms_norm(const char* op, const char* hidden_name, const at::Tensor& h
   check_shape(op, "weight", weight, {hidden.sym_size(-1)});
   check_last_dim_contiguous(op, "weight", weight);
   check_device(op, "weight", weight, hidden);
-  if (delta != nullptr) {
-    check_dtype(op, "delta", *delta, hidden.scalar_type());
-    check_shape(op, "delta", *delta, hidden.sym_sizes());
-    check_last_dim_contiguous(op, "delta", *delta);
-    check_device(op, "delta", *delta, hidden);
-  }
+  if (delta != nullptr) check_like(op, "delta", *delta, hidden);
 }
 
 void check_redistribute(const char* op, const at::Tensor& probs, const at::Tensor& sink_scores,
@@ -202,6 +206,15 @@ void check_skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
                    gate_scale);
   check_linear_map(op, {"up_weight", "up_bias", "up_scale"}, input, up_weight, up_bias, up_scale);
   check_shape(op, "up_weight", up_weight, gate_weight.sym_sizes());
+}
+
+void check_silu_mul(const at::Tensor& gate, const at::Tensor& up) {
+  const char* op = "silu_mul";
+  check_floating(op, "gate", gate);
+  TORCH_CHECK_VALUE(gate.dim() >= 1 && gate.sym_size(-1) >= 1, op,
+                    ": expected gate of shape [..., F] with F > 0, got ", gate.sym_sizes());
+  check_last_dim_contiguous(op, "gate", gate);
+  check_like(op, "up", up, gate);
 }
 
 void check_rotate_and_cache(const RotaryTensors& tensors) {

@@ -59,6 +59,9 @@ void check_skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
                          const std::optional<at::Tensor>& gate_scale,
                          const std::optional<at::Tensor>& up_scale);
 
+/// silu_mul: gate [..., F], up of the same dtype and shape, F contiguous in both.
+void check_silu_mul(const at::Tensor& gate, const at::Tensor& up);
+
 /// The tensors of rotate_and_cache.
 struct RotaryTensors {
   const at::Tensor& query;

@@ -89,6 +89,11 @@ at::Tensor skinny_swiglu_meta(const at::Tensor& input, const at::Tensor& gate_we
   return linear_output(input, gate_weight);
 }
 
+at::Tensor silu_mul_meta(const at::Tensor& gate, const at::Tensor& up) {
+  checks::check_silu_mul(gate, up);
+  return empty_contiguous(gate.sym_sizes(), gate, gate.scalar_type());
+}
+
 at::Tensor rotate_and_cache_meta(const at::Tensor& query, const at::Tensor& key,
                                  const at::Tensor& value, const at::Tensor& sink_scores,
                                  const at::Tensor& cos, const at::Tensor& sin,
@@ -126,6 +131,7 @@ TORCH_LIBRARY_IMPL(libvar, Meta, m) {
   m.impl("skinny_linear", &libvar::skinny_linear_meta);
   m.impl("skinny_swiglu", &libvar::skinny_swiglu_meta);
   m.impl("rotate_and_cache", &libvar::rotate_and_cache_meta);
+  m.impl("_silu_mul", &libvar::silu_mul_meta);
   m.impl("_redistribute", &libvar::redistribute_meta);
   m.impl("_redistribute_", &libvar::redistribute_in_place_meta);
   m.impl("_attention", &libvar::attention_meta);

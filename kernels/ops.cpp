@@ -26,6 +26,7 @@ using SkinnyLinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&,
 using SkinnySwigluSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                          const OptionalTensor&, const OptionalTensor&,
                                          const OptionalTensor&, const OptionalTensor&);
+using SiluMulSignature = at::Tensor(const at::Tensor&, const at::Tensor&);
 using RotateAndCacheSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, at::Tensor&, at::Tensor&,
@@ -206,6 +207,11 @@ at::Tensor skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
                          const OptionalTensor& up_scale) {
   static const auto op = find_op<SkinnySwigluSignature>("libvar::skinny_swiglu");
   return op.call(input, gate_weight, up_weight, gate_bias, up_bias, gate_scale, up_scale);
+}
+
+at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
+  static const auto op = find_op<SiluMulSignature>("libvar::_silu_mul");
+  return op.call(gate, up);
 }
 
 at::Tensor rotate_and_cache(const RotaryInputs& inputs, const at::Tensor& places,

@@ -10,6 +10,7 @@ libvar_add_test(NAME ops LABELS cpu sanitize
     unit/ops/norms_test.cpp
     unit/ops/redistribute_test.cpp
     unit/ops/rotary_test.cpp
+    unit/ops/silu_mul_test.cpp
     unit/ops/skinny_linear_test.cpp
     unit/ops/vector_test.cpp
   LINK libvar::ops)

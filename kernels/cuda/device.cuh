@@ -1,6 +1,6 @@
 #pragma once
 
-// What the kernels share on the device: element types, warp reductions. No torch.
+// What the kernels share on the device: element types, silu, warp reductions. No torch.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -49,6 +49,10 @@ LIBVAR_DEVICE __half from_float<__half>(float x) {
 template <>
 LIBVAR_DEVICE __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+LIBVAR_DEVICE float silu(float x) {
+  return x / (1.0f + expf(-x));
 }
 
 /// Sum over the warp, the same bits in every lane: each step adds the two halves in both orders,

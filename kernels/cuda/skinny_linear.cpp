@@ -6,7 +6,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/silu.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -107,8 +106,8 @@ at::Tensor skinny_swiglu_cuda(const at::Tensor& input, const at::Tensor& gate_we
   const bool is_int8 = gate_scale.has_value();
   const std::int64_t rows = input.numel() / input.size(-1);
   if (!is_own(rows, gate_weight, is_int8) || !is_own(rows, up_weight, is_int8)) {
-    at::Tensor gate = at::linear(input, gate_weight, gate_bias);
-    return at::silu_(gate).mul_(at::linear(input, up_weight, up_bias)).contiguous();
+    return silu_mul(at::linear(input, gate_weight, gate_bias).contiguous(),
+                    at::linear(input, up_weight, up_bias).contiguous());
   }
   const std::optional<at::Tensor> gate_biases = contiguous(gate_bias),
                                   gate_scales = contiguous(gate_scale),

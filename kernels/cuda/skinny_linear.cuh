@@ -131,10 +131,6 @@ LIBVAR_DEVICE float sums_over_warp(const float (&x)[kSums]) {
   return sums_over_lanes<kSums>(x);
 }
 
-LIBVAR_DEVICE float silu(float x) {
-  return x / (1.0f + expf(-x));
-}
-
 /// Output of a sum: scale, bias, rounding to the dtype.
 template <typename W, typename T>
 LIBVAR_DEVICE T finished(const SkinnyMatrix<W, T>& matrix, std::int64_t n, float sum) {

@@ -22,6 +22,7 @@ _vectors = _of("cuda/vectors.cuh", "redistribute")
 _redistribute = _of("cuda/redistribute.cuh", "redistribute")
 _norms = _of("cuda/norms.cuh", "norms")
 _rotary = _of("cuda/rotary.cuh", "rotary")
+_silu_mul = _of("cuda/silu_mul.cuh", "silu_mul")
 _skinny = _of("cuda/skinny_linear.cuh", "skinny_linear")
 _ranges = _of("cuda/attention.cuh", "attention_kernels")
 _fragments = _of("cuda/attention_fragments.cuh", "attention_kernels")
@@ -118,6 +119,15 @@ MUTANTS = [
             "for (int offset = 0; offset < 1; ++offset) {"),
     _rotary("all sequences have the first one's angles", "args.cos + args.cos_stride.offset(b, i)",
             "args.cos + args.cos_stride.offset(0, i)"),
+    # --- silu of one row times another ---
+    _silu_mul("silu is not rounded before it meets up", "  unpack<T>(pack<T>(x), x);\n", ""),
+    _silu_mul("a row of up is where gate's would be", "row * args.up_stride", "row * args.gate_stride"),
+    _silu_mul("up is taken for as aligned as gate", "is_vector_aligned(up_row)", "is_vector_aligned(gate_row)"),
+    _silu_mul("a thread's second vector of up is its first again",
+              "load_vector(up_row, first + v * kStep, size, up_aligned)", "load_vector(up_row, first, size, up_aligned)"),
+    _silu_mul("the end of a row that fills no block is left out",
+              "blocks = (args.row_size + kSiluMulElements<T> - 1) / kSiluMulElements<T>;",
+              "blocks = args.row_size / kSiluMulElements<T>;"),
     # --- norms ---
     _norms("no barrier between writing and reading the warps' sums",
            "shared.sums[threadIdx.x / kWarpSize] = x;\n  __syncthreads();", "shared.sums[threadIdx.x / kWarpSize] = x;"),
@@ -143,6 +153,7 @@ MUTANTS = [
     # --- starts beside the previous kernel ---
     _norms("a norm does not wait for the previous kernel", "  follow_previous_kernel();\n  constexpr int kElements", "  constexpr int kElements"),
     _rotary("keys are turned before they are there", "  follow_previous_kernel();\n", ""),
+    _silu_mul("gate and up are read before they are there", "  follow_previous_kernel();\n", ""),
     _decode("a row does not wait for its query", "  follow_previous_kernel();\n", ""),
     _group("grouped rows do not wait for their queries", "  follow_previous_kernel();\n", ""),
     _rows("rows do not wait for their queries", "  follow_previous_kernel();\n", ""),

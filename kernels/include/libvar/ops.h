@@ -98,8 +98,8 @@ at::Tensor skinny_linear(const at::Tensor& input, const at::Tensor& weight,
 /// @return             [..., N], dtype and device of input, contiguous
 /// @throws             as skinny_linear; c10::ValueError where one scale is given alone
 /// Numerics: both maps are rounded to the dtype as skinny_linear's are, then silu, then the
-/// product: the same roundings as separate operators make. On CUDA separate operators run where
-/// skinny_linear takes at::linear. Cost: one read of both weights from memory; no host
+/// product: the same roundings as separate operators make. On CUDA at::linear and silu_mul run
+/// where skinny_linear takes at::linear. Cost: one read of both weights from memory; no host
 /// synchronisation.
 at::Tensor skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
                          const at::Tensor& up_weight,
@@ -107,6 +107,21 @@ at::Tensor skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
                          const std::optional<at::Tensor>& up_bias = std::nullopt,
                          const std::optional<at::Tensor>& gate_scale = std::nullopt,
                          const std::optional<at::Tensor>& up_scale = std::nullopt);
+
+/// The elementwise part of a gated MLP (SwiGLU), for the many rows of a prompt.
+///
+/// Source: arXiv:2002.05202, Equation 5; silu(x) = x / (1 + exp(-x)).
+///     out = silu(gate) * up
+/// @param gate  [..., F] float32|float16|bfloat16, F > 0 and contiguous: may be half of the rows of
+///              a product that holds both
+/// @param up    [..., F], the same; dtype, shape and device of gate
+/// @return      [..., F], dtype and device of gate, contiguous, fresh storage
+/// @throws c10::ValueError  shapes, devices or strides
+/// @throws c10::TypeError   dtypes
+/// Numerics: silu is rounded to the dtype, then the product: the same roundings as separate
+/// operators make. Cost: on CUDA one read of gate and up and one write of out; no copy where the
+/// rows are one distance apart; no host synchronisation. The CPU runs the operators.
+at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up);
 
 /// While one lives, skinny_linear and skinny_swiglu of its thread read weights and scales on a GPU
 /// before the stream's previous kernel has ended (programmatic dependent launch, sm_90 and newer):

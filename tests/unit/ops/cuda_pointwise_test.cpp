@@ -1,5 +1,5 @@
-// redistribute, norms and sink scores on a GPU against the same ops on the CPU, over the sizes
-// where one kernel takes over from another, and over alignments.
+// The ops but attention on a GPU against the same ops on the CPU, over the sizes where one kernel
+// takes over from another, and over alignments.
 
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -186,6 +186,35 @@ TEST_CASE("CUDA's skinny_swiglu equals the CPU's", "[linear][cuda]") {
       }
     }
   }
+}
+
+TEST_CASE("CUDA's silu_mul equals PyTorch's operators", "[silu_mul][cuda]") {
+  if (!have_gpu()) return;
+  for (const at::ScalarType dtype : kDtypes) {
+    for (const std::int64_t size : with_borders({1, 33, 2816, 11008}, dtype, {128, 256})) {
+      INFO(dtype << ", F " << size);
+      // Halves of one product, matrices of their own, rows of two distances, one token.
+      const at::Tensor both = on_gpu(at::randn({2, 37, 2 * size + 1}).mul(3.0).to(dtype));
+      const at::Tensor gate = cut(both, 2, 0, size), up = cut(both, 2, size, 2 * size);
+      const auto compare = [&](const at::Tensor& x, const at::Tensor& y) {
+        const at::Tensor out = libvar::silu_mul(x, y);
+        CHECK(out.is_contiguous());
+        // silu may fall to the other side of a tie, in float32 by some units in the last place.
+        const at::Tensor want = at::silu(x).mul(y).to(at::kDouble);
+        const double bound = dtype == at::kFloat ? 1e-6 : 2.0 * unit_of(dtype);
+        const at::Tensor right = (out.to(at::kDouble) - want).abs() <= want.abs() * bound + 1e-7;
+        CHECK(right.all().item<bool>());
+        return out;
+      };
+      const at::Tensor out = compare(gate, up);
+      CHECK(at::equal(compare(gate.contiguous(), up.contiguous()), out));
+      CHECK(at::equal(compare(gate.transpose(0, 1), up.transpose(0, 1)).transpose(0, 1), out));
+      CHECK(at::equal(compare(cut(gate, 1, 3, 30), cut(up, 1, 3, 30)), cut(out, 1, 3, 30)));
+      CHECK(at::equal(compare(gate[1][36], up[1][36]), out[1][36]));
+    }
+  }
+  const at::Tensor none = on_gpu(at::ones({0, 16}));
+  CHECK(libvar::silu_mul(none, none).sizes() == at::IntArrayRef({0, 16}));
 }
 
 TEST_CASE("a captured CUDA graph multiplies new rows", "[linear][cuda]") {

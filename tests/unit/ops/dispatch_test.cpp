@@ -132,6 +132,9 @@ TEST_CASE("typed functions equal the ops bit for bit", "[dispatch]") {
           .toTensor(),
       skinny_swiglu(hidden, integers, integers.neg(), std::nullopt, bias, scale, other_scale)));
 
+  CHECK(same_bits(call_op("libvar::_silu_mul", hidden, hidden.neg())[0].toTensor(),
+                  silu_mul(hidden, hidden.neg())));
+
   RedistributionRule rule;
   rule.tau = 21.0f;
   rule.rho = 0.5f;
@@ -188,6 +191,7 @@ TEST_CASE("Meta gives the shapes, strides and dtypes of the CPU", "[dispatch]") 
     CHECK(same_form(skinny_linear(few, matrix), skinny_linear(meta(few), meta(matrix))));
     CHECK(same_form(skinny_swiglu(few, matrix, matrix),
                     skinny_swiglu(meta(few), meta(matrix), meta(matrix))));
+    CHECK(same_form(silu_mul(hidden, hidden), silu_mul(meta(hidden), meta(hidden))));
 
     AttentionInputs in = random_attention({2, 4, 2, 6, 30, 8}, type, 602);
     in.query = in.query.transpose(1, 2).contiguous().transpose(1, 2);

@@ -79,6 +79,12 @@ class OpCheck(unittest.TestCase):
             integers = torch.randint(-127, 128, (2, 9, 40), dtype=torch.int8)
             torch.library.opcheck(libvar.skinny_swiglu, (rows, *integers, gate_bias, None, *torch.rand(2, 9)))
 
+    def test_silu_mul(self):
+        for dtype in DTYPES:
+            torch.manual_seed(9)
+            gate, up = torch.randn(2, 3, 80).to(dtype).chunk(2, dim=-1)
+            torch.library.opcheck(libvar._silu_mul, (gate, up))
+
     def test_redistribute(self):
         for dtype in DTYPES:
             probs, sink_scores, visual_mask, row_mask = redistribute_inputs(dtype)
