@@ -235,7 +235,9 @@ at::Tensor ProjectionGroup::swiglu(const at::Tensor& input) const {
   if (is_skinny(input, gate.scale.has_value()))
     return skinny_swiglu(input, gate.weight, up.weight, gate.bias, up.bias, gate.scale, up.scale);
   std::vector<at::Tensor> both = (*this)(input);
-  return at::silu_(both[0]).mul_(both[1]);
+  // On a CPU in place: pages of a fresh result cost more there than the second pass over gate.
+  if (input.is_cpu()) return at::silu_(both[0]).mul_(both[1]);
+  return silu_mul(both[0], both[1]);
 }
 
 }  // namespace libvar

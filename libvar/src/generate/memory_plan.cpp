@@ -16,12 +16,16 @@ constexpr std::int64_t kChoiceBytes = 64;
 
 /// The worst moments of a layer, for each row. Attention: what the layer before adds, the norm,
 /// queries, keys, values, turned queries, what they mix to (twice: in parts and put together), the
-/// output. MLP: what attention adds, the norm, gate, up, the output.
-std::int64_t row_bytes(const DecoderConfig& config, std::int64_t element) {
+/// output. MLP: what attention adds, the norm, gate, up, then the output, or on a GPU before it
+/// their product.
+std::int64_t row_bytes(const DecoderConfig& config, const ComputeTarget& target,
+                       std::int64_t element) {
   const std::int64_t queries = config.num_heads * config.head_dim,
                      keys = config.num_kv_heads * config.head_dim;
   const std::int64_t attention = 3 * config.hidden_size + 4 * queries + 2 * keys;
-  const std::int64_t mlp = 3 * config.hidden_size + 2 * config.intermediate_size;
+  const std::int64_t product = target.device.is_cpu() ? 0 : config.intermediate_size;
+  const std::int64_t mlp =
+      2 * config.hidden_size + 2 * config.intermediate_size + std::max(config.hidden_size, product);
   const std::int64_t angles = 2 * config.head_dim;
   const std::int64_t selected = config.num_layers * config.num_heads;  // bool
   const std::int64_t log_sums = 4 * config.num_heads;                  // of PyTorch's attention
@@ -39,7 +43,7 @@ std::int64_t activation_bytes(const DecoderConfig& config, const ComputeTarget& 
   const auto element = static_cast<std::int64_t>(c10::elementSize(target.dtype));
   const std::int64_t rows =
       std::max(chunk > 0 ? std::min(chunk, work.rows) : work.rows, work.sequences);
-  std::int64_t bytes = rows * row_bytes(config, element) + workspace(config, element) +
+  std::int64_t bytes = rows * row_bytes(config, target, element) + workspace(config, element) +
                        work.sequences * config.vocab_size * (element + kChoiceBytes);
   if (work.keeps_logits && target.device.is_cpu())  // one by one, and stacked at the end
     bytes += 2 * (work.new_tokens + 1) * config.vocab_size * 4;

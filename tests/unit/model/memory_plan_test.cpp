@@ -81,6 +81,19 @@ TEST_CASE("the plan of a prompt has the sizes of its cache and activations", "[m
   CHECK(plan(work, -1).activation_bytes == all.activation_bytes + 2 * 100 * (4 + 64));
 }
 
+TEST_CASE("on a GPU the product of gate and up has memory of its own", "[memory]") {
+  ModelConfig config = small_config();
+  config.decoder.intermediate_size = 32;
+  ComputeTarget target;
+  const auto activations = [&] {
+    return plan_memory(config, target, text_of(1000), -1).activation_bytes;
+  };
+  // A row: 4 * (3 * 8 + 2 * 32 + 2 * 4) + 2 * 2 + 4 * 2 = 396 bytes.
+  CHECK(activations() == 1000 * 396 + 4 * 8 * 32 + 100 * (4 + 64));
+  target.device = at::Device(at::kCUDA, 0);  // 4 * (2 * 8 + 3 * 32 + 2 * 4) + 12 = 492
+  CHECK(activations() == 1000 * 492 + 4 * 8 * 32 + 100 * (4 + 64));
+}
+
 TEST_CASE("a prompt is computed in the largest chunks for which there is memory", "[memory]") {
   const PlannedWork work = text_of(1000);
   CHECK(plan(work, 414'064).prefill_chunk == 0);
