@@ -250,10 +250,9 @@ struct AttentionTrace {
 /// row's bits depend on its own keys, tau and the class sets alone, not on batch, capacity, what
 /// other rows hold or threads; weights of 1 (p = 0, or a row that is not selected) give the bits of
 /// HeadRule::kNone at the same tau. On CUDA they depend on the kernel and its ranges of keys
-/// too, which are chosen by dtype, head size, alignment, and the numbers of rows and heads (decision
-/// 0010). Cost: reads K
-/// and V once per KV head and tile of rows; holds one tile of scores, never Q x K; on CUDA at most
-/// about 64 MiB of partial states; no host sync.
+/// too, which are chosen by dtype, head size, alignment, and the numbers of rows and heads
+/// (decision 0010). Cost: reads K and V once per KV head and tile of rows; holds one tile of
+/// scores, never Q x K; on CUDA at most about 64 MiB of partial states; no host sync.
 at::Tensor attention(const AttentionInputs& inputs, const RedistributionRule& rule = {},
                      const std::optional<at::Tensor>& params = std::nullopt,
                      AttentionTrace* trace = nullptr);
