@@ -250,9 +250,7 @@ LIBVAR_DEVICE void write_row(const AttentionArguments<T>& args, CombineShared<kW
 template <typename T, int kVectors, bool kClasses, int kWarps>
 __global__ void __launch_bounds__(kCombineThreads, 5) combine_kernel(PartialArguments<T> args) {
   constexpr int kRows = kCombineWarps / kWarps;
-  // The next kernel only after the wait: what it asks for early would delay the states.
-  wait_for_previous_kernel();
-  let_next_kernel_start();
+  follow_previous_kernel();
   const int own = static_cast<int>(threadIdx.x) / (kWarps * kWarpSize);
   const int local_row = static_cast<int>(blockIdx.x) * kRows + own;
   if (local_row >= args.num_rows) return;

@@ -113,11 +113,11 @@ LIBVAR_DEVICE void let_next_kernel_start() {
 #endif
 }
 
-/// Both, for kernels that have nothing to do before. The next kernel is let go first: a row of
-/// short kernels then stands ready, and the weights behind them are on their way.
+/// Both, for kernels that have nothing to do before. The next kernel starts only after the wait:
+/// what it asks for early, weights, would delay what this one reads.
 LIBVAR_DEVICE void follow_previous_kernel() {
-  let_next_kernel_start();
   wait_for_previous_kernel();
+  let_next_kernel_start();
 }
 
 /// The block's dynamic shared memory as the kernel's one struct. Nothing else is shared, so that

@@ -157,7 +157,7 @@ MUTANTS = [
     _decode("a row does not wait for its query", "  follow_previous_kernel();\n", ""),
     _group("grouped rows do not wait for their queries", "  follow_previous_kernel();\n", ""),
     _rows("rows do not wait for their queries", "  follow_previous_kernel();\n", ""),
-    _combine("states are merged before they are there", "  wait_for_previous_kernel();\n", ""),
+    _combine("states are merged before they are there", "  follow_previous_kernel();\n", ""),
     # --- linear maps of a few rows ---
     _skinny("input is read before the previous kernel has ended", "  wait_for_previous_kernel();\n", ""),
     _skinny("a row's end that is no whole vector is left out", "v = first_left; v < num_vectors;", "v = first_left; v < num_whole;"),
