@@ -48,6 +48,12 @@ LINEAR = {"libvar": ("libvar", "libvar"), "linear": ("at::linear", "plain"), "in
           "read": ("a read of the weight", "plain"), "copy": ("a copy of as many bytes, read and written", "plain")}
 
 
+LAYER = {"libvar": ("libvar", "libvar"), "no_early_starts": ("each kernel after the one before", "own"),
+         "without_norms": ("without its norms", "own"), "without_rotary": ("without rotary embedding", "own"),
+         "without_attention": ("without attention", "own"), "products": ("its products alone", "own"),
+         "copy": ("a copy of as many bytes, read and written", "plain")}
+
+
 MODEL = {"libvar": ("libvar, VAR on", "libvar"), "libvar_off": ("libvar, VAR off", "own"),
          "libvar_no_graph": ("libvar, VAR on, no CUDA graph", "libvar"),
          "transformers_sdpa": ("transformers, SDPA", "plain"), "transformers_eager": ("transformers, eager", "plain"),
@@ -154,6 +160,8 @@ def heading(case):
     if case.op in ("decode", "prefill"):
         return (f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {sizes['layers']} layers, {case.dtype}, "
                 f"{sizes['keys']} {'keys' if case.op == 'decode' else 'tokens'}")
+    if case.op == "layer":
+        return f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {case.dtype}, {sizes['keys']} keys"
     if case.op == "load":
         return f"an archive of {case.values['bytes'] / 1e9:.1f} GB, from the {case.dtype.replace('_', ' ')}"
     if case.op in ("skinny_linear", "skinny_swiglu"):
@@ -404,10 +412,11 @@ def section(device, machine, group, lines, pictures):
     for load in loads:
         lines += load_table(load)
     timed = {op: [c for c in run.cases.values() if c.op == op and c.median("libvar")]
-             for op in ("attention", "redistribute", "rms_norm", "skinny_linear", "skinny_swiglu")}
+             for op in ("layer", "attention", "redistribute", "rms_norm", "skinny_linear", "skinny_swiglu")}
     one_row = [c for c in timed["attention"] if c.sizes["rows"] == 1]
     several = [c for c in timed["attention"] if c.sizes["rows"] > 1]
-    for title, cases, names in (("Attention of one row", one_row, VARIANTS),
+    for title, cases, names in (("A layer of a decode step", timed["layer"], LAYER),
+                                ("Attention of one row", one_row, VARIANTS),
                                 ("Attention of several rows", several, VARIANTS),
                                 ("redistribute", timed["redistribute"], REDISTRIBUTE),
                                 ("RMSNorm with φ", timed["rms_norm"], NORM),

@@ -4,13 +4,13 @@ set_tests_properties(bench_kernels PROPERTIES FAIL_REGULAR_EXPRESSION "FAILED;le
 add_test(NAME bench_kernels_cuda_grid COMMAND bench_kernels --tiny --device=cpu --grid=cuda --rounds=1)
 set_tests_properties(bench_kernels_cuda_grid PROPERTIES FAIL_REGULAR_EXPRESSION "FAILED;left out")
 # Spoilt outputs of libvar are found in each of the ops that have an output to check.
-foreach(op attention redistribute rms_norm skinny_linear skinny_swiglu)
+foreach(op attention layer redistribute rms_norm skinny_linear skinny_swiglu)
   add_test(NAME bench_kernels_finds_wrong_${op}
-    COMMAND bench_kernels --tiny --device=cpu --rounds=1 --break-libvar --benchmark_filter=^${op})
+    COMMAND bench_kernels --tiny --device=cpu --grid=cuda --rounds=1 --break-libvar --benchmark_filter=^${op}/)
   set_tests_properties(bench_kernels_finds_wrong_${op} PROPERTIES
     PASS_REGULAR_EXPRESSION "FAILED: libvar: output off by" FAIL_REGULAR_EXPRESSION "A/A spread")
 endforeach()
-set_tests_properties(bench_kernels bench_kernels_cuda_grid bench_kernels_finds_wrong_attention
+set_tests_properties(bench_kernels bench_kernels_cuda_grid bench_kernels_finds_wrong_attention bench_kernels_finds_wrong_layer
   bench_kernels_finds_wrong_redistribute bench_kernels_finds_wrong_rms_norm bench_kernels_finds_wrong_skinny_linear
   bench_kernels_finds_wrong_skinny_swiglu
   PROPERTIES LABELS cpu TIMEOUT 600 ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=PASSIVE")

@@ -105,6 +105,7 @@ int run(int argc, char** argv) {
   register_redistribute(line.options);
   register_norms(line.options);
   register_skinny_linear(line.options);
+  register_layer(line.options);
   describe_machine(line.options, line.threads);
   FailureReporter reporter;
   const std::size_t num_cases = benchmark::RunSpecifiedBenchmarks(&reporter);
