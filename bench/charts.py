@@ -90,10 +90,11 @@ def costs(title, subtitle, rows):
     low = min([0.95] + [r[2] for r in rows])
     high = max([1.1] + [r[3] for r in rows] + [r[4] + r[5] for r in rows if r[4]])
     low, high = max(low, 0.8) - 0.01, min(high, 1.5) + 0.01
-    span = WIDTH - LABEL_WIDTH - 130
+    labels = max(LABEL_WIDTH, 30 + round(6.7 * max(len(r[0]) for r in rows)))  # their width
+    span = WIDTH - labels - 130
 
     def place(value):
-        return LABEL_WIDTH + 20 + span * (min(max(value, low), high) - low) / (high - low)
+        return labels + 20 + span * (min(max(value, low), high) - low) / (high - low)
 
     parts = [text(20, 30, title, 17, weight="bold"), text(20, 50, subtitle, 12, FAINT)]
     top, bottom = 84, 84 + 30 * len(rows)
@@ -107,7 +108,7 @@ def costs(title, subtitle, rows):
     parts.append(line(place(1.0), top - 8, place(1.0), bottom, INK, 1.5))
     y = top
     for name, ratio, below, above, bar, spread in rows:
-        parts.append(text(LABEL_WIDTH - 8, y + 16, name, 12, anchor="end"))
+        parts.append(text(labels - 8, y + 16, name, 12, anchor="end"))
         if bar:
             allowed = bar + spread
             parts.append(rectangle(place(bar), y + 3, max(place(allowed) - place(bar), 0.5), 20, "#fbe3c4"))
