@@ -56,25 +56,23 @@ LIBVAR_DEVICE void copy_rows(T (*to)[kPitch<kDims>], const T* from, std::int64_t
                              int num_rows, const Local& local) {
   constexpr int kVectors = kDims / 8;
   const int thread = static_cast<int>(threadIdx.x);
+  const auto copy = [&](int row, int d) {
+    const int key = local(row);
+    copy_async(&to[row][d], from + (key >= 0 ? key * stride : 0) + d, key >= 0);
+  };
   if constexpr (kTensorThreads % kVectors == 0) {  // a thread stays in its dimensions
     const int d = thread % kVectors * 8;
 #if defined(__CUDACC__)
 #pragma unroll 4
 #endif
-    for (int row = thread / kVectors; row < num_rows; row += kTensorThreads / kVectors) {
-      const int key = local(row);
-      copy_async(&to[row][d], from + (key >= 0 ? key * stride : 0) + d, key >= 0);
-    }
+    for (int row = thread / kVectors; row < num_rows; row += kTensorThreads / kVectors)
+      copy(row, d);
   } else {
 #if defined(__CUDACC__)
 #pragma unroll 4
 #endif
-    for (int i = thread; i < num_rows * kVectors; i += kTensorThreads) {
-      const int row = i / kVectors;
-      const int d = i % kVectors * 8;
-      const int key = local(row);
-      copy_async(&to[row][d], from + (key >= 0 ? key * stride : 0) + d, key >= 0);
-    }
+    for (int i = thread; i < num_rows * kVectors; i += kTensorThreads)
+      copy(i / kVectors, i % kVectors * 8);
   }
 }
 

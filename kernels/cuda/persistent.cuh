@@ -6,13 +6,14 @@
 
 namespace libvar::cuda {
 
-/// How many of `num_blocks` the device holds at once.
+/// Launches as many blocks as the device holds at once, at most `num_blocks`, each of which would
+/// have enough to do.
 template <typename Arguments>
-cudaError_t resident_blocks(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
-                            std::size_t shared_bytes, std::int64_t* resident) {
+cudaError_t launch_persistent(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
+                              std::size_t shared_bytes, cudaStream_t stream,
+                              const Arguments& arguments) {
   int device = 0;
   int num_multiprocessors = 0;
-  *resident = num_blocks;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device);
@@ -25,22 +26,10 @@ cudaError_t resident_blocks(void (*kernel)(Arguments), std::int64_t num_blocks, 
                                                             num_threads, shared_bytes);
     }
     const std::int64_t most = std::int64_t{num_multiprocessors} * per_multiprocessor;
-    if (num_blocks > most) *resident = most;
+    if (num_blocks > most) num_blocks = most;
   }
-  return error;
-}
-
-/// Launches as many blocks as the device holds at once, at most `num_blocks`, each of which would
-/// have enough to do.
-template <typename Arguments>
-cudaError_t launch_persistent(void (*kernel)(Arguments), std::int64_t num_blocks, int num_threads,
-                              std::size_t shared_bytes, cudaStream_t stream,
-                              const Arguments& arguments) {
-  std::int64_t resident = 0;
-  const cudaError_t error =
-      resident_blocks(kernel, num_blocks, num_threads, shared_bytes, &resident);
   if (error != cudaSuccess) return error;
-  return launch(kernel, resident, num_threads, shared_bytes, stream, arguments);
+  return launch(kernel, num_blocks, num_threads, shared_bytes, stream, arguments);
 }
 
 }  // namespace libvar::cuda
