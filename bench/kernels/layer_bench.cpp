@@ -49,12 +49,12 @@ struct LayerWork {
     LayerWeights& layer = layers[set];
     std::optional<WeightsAreReady> ready;
     if (starts_early) ready.emplace();
-    const auto normalise = [&](const at::Tensor& sink_dims) {
-      // A sum with zeros, so that the residual stream stays what it is.
-      return parts.norms ? add_rms_norm_sink_scores(residual, nothing, norm, sink_dims)
+    const auto normalise = [&](at::Tensor& stream, const at::Tensor& sink_dims) {
+      // A sum with zeros, so that the stream stays what it is from call to call.
+      return parts.norms ? add_rms_norm_sink_scores(stream, nothing, norm, sink_dims)
                          : std::make_tuple(normed, phi);
     };
-    const auto [first, sink_score] = normalise(dims);
+    const auto [first, sink_score] = normalise(residual, dims);
     const at::Tensor projected = skinny_linear(first, layer.qkv);
     const auto heads = [&](std::int64_t begin, std::int64_t count) {
       return projected.narrow(-1, begin * s.head_dim, count * s.head_dim)
@@ -75,8 +75,9 @@ struct LayerWork {
     in.scale = 1.0 / std::sqrt(static_cast<double>(s.head_dim));
     const at::Tensor attended =
         parts.attention ? attention(in, {}, params).transpose(1, 2).flatten(2) : mixed;
-    const at::Tensor delta = skinny_linear(attended, layer.out);  // the next norm would add it
-    const at::Tensor second = std::get<0>(normalise(no_dims));
+    at::Tensor delta =
+        skinny_linear(attended, layer.out);  // as the stream: the output depends on it
+    const at::Tensor second = std::get<0>(normalise(delta, no_dims));
     const std::int64_t inner = s.intermediate;
     return skinny_linear(skinny_swiglu(second, layer.gate_up.narrow(0, 0, inner),
                                        layer.gate_up.narrow(0, inner, inner)),

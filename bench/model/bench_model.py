@@ -64,18 +64,22 @@ class Shape:
     def head_dim(self):
         return self.hidden // self.heads
 
+    @property
+    def layer_weights(self):
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def head_weights(self):
+        return self.vocabulary * self.hidden
+
     def weight_bytes(self, layers, dtype):
         """What a step reads: layers and head."""
-        size = torch.empty(0, dtype=dtype).element_size()
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return size * (layers * (attention + 3 * self.hidden * self.intermediate) + self.vocabulary * self.hidden)
+        return torch.empty(0, dtype=dtype).element_size() * (layers * self.layer_weights + self.head_weights)
 
     def prefill_flops(self, layers, rows):
         """Of the products, with causal attention and one row of the head."""
-        size = torch.empty(0, dtype=torch.bfloat16).element_size()
-        head = self.vocabulary * self.hidden
-        products = rows * (self.weight_bytes(layers, torch.bfloat16) // size - head) + head
-        return 2 * products + 4 * layers * self.heads * self.head_dim * rows * (rows + 1) // 2
+        return 2 * (rows * layers * self.layer_weights + self.head_weights) + 4 * layers * self.heads * self.head_dim * rows * (rows + 1) // 2
 
     def cache_bytes(self, layers, keys, dtype):
         return layers * keys * (2 * self.kv_heads * self.head_dim * torch.empty(0, dtype=dtype).element_size() + 4)
