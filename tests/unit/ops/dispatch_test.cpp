@@ -3,6 +3,8 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <thread>
+
 #include "unit/ops/support.h"
 
 namespace libvar::test {
@@ -211,3 +213,17 @@ TEST_CASE("Meta gives the shapes, strides and dtypes of the CPU", "[dispatch]") 
 
 }  // namespace
 }  // namespace libvar::test
+
+TEST_CASE("weights are ready as long as one says so on the thread", "[linear]") {
+  using libvar::WeightsAreReady;
+  CHECK_FALSE(WeightsAreReady::on_this_thread());
+  {
+    const WeightsAreReady outer;
+    { const WeightsAreReady inner; }
+    CHECK(WeightsAreReady::on_this_thread());
+    bool elsewhere = true;
+    std::thread([&] { elsewhere = WeightsAreReady::on_this_thread(); }).join();
+    CHECK_FALSE(elsewhere);
+  }
+  CHECK_FALSE(WeightsAreReady::on_this_thread());
+}
