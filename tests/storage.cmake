@@ -10,6 +10,7 @@ libvar_add_test(NAME storage LABELS cpu sanitize
     unit/storage/further_families_test.cpp
     unit/storage/golden_layouts_test.cpp
     unit/storage/module_tree_test.cpp
+    unit/storage/page_fetcher_test.cpp
     unit/storage/quantize_test.cpp
     unit/storage/safetensors_test.cpp
     unit/storage/tiny_checkpoint.cpp

@@ -9,6 +9,7 @@
 
 #include "archive/archive.h"
 #include "archive/mapped_file.h"
+#include "archive/page_fetcher.h"
 #include "decoder/sequence.h"
 #include "device.h"
 #include "families/family.h"
@@ -131,8 +132,10 @@ std::unique_ptr<LoadedModel> load_archive(const std::filesystem::path& path,
   // don't fit, the first would be gone before they are used.
   const std::int64_t available = available_host_bytes();
   if (!device.is_cpu() || target.copies_weights || available < 0 ||
-      weight_bytes(archive.tensors(), target.dtype) <= available)
-    hooks.before_read = fetch_pages;
+      weight_bytes(archive.tensors(), target.dtype) <= available) {
+    hooks.before_read = [fetcher = std::make_shared<PageFetcher>(archive.file())](
+                            const at::Tensor& view) { fetcher->fetch(view); };
+  }
   return std::make_unique<LoadedModel>(std::move(config), archive.manifest(), std::move(tokenizer),
                                        archive.tensors(), target, std::move(hooks));
 }

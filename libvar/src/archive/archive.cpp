@@ -198,7 +198,7 @@ Archive Archive::open(const std::filesystem::path& path) {
   const Records records(MappedFile::open(path));
   refuse_code(records);
   Archive archive;
-  archive.path_ = path;
+  archive.file_ = records.file();
   archive.content_id_ = records.content_id();
   const std::string extra = "extra/";
   std::size_t bytes_left = kMaxText;  // of all extra files together

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "archive/mapped_file.h"
 #include "families/family.h"
 #include "libvar/request.h"
 
@@ -55,13 +56,15 @@ class Archive {
 
   const ArchiveManifest& manifest() const { return manifest_; }
 
-  const std::filesystem::path& path() const { return path_; }
+  const std::filesystem::path& path() const { return file_->path(); }
+
+  const std::shared_ptr<const MappedFile>& file() const { return file_; }
 
   /// See ArchiveInfo.
   const std::string& content_id() const { return content_id_; }
 
  private:
-  std::filesystem::path path_;
+  std::shared_ptr<const MappedFile> file_;
   std::string content_id_;
   std::map<std::string, at::Tensor> tensors_;
   CheckpointFiles files_;

@@ -74,25 +74,6 @@ at::Tensor tensor_view(const std::shared_ptr<const MappedFile>& file, std::uint6
       data, shape, [file](void*) {}, at::TensorOptions().dtype(dtype));
 }
 
-void fetch_pages(const at::Tensor& view) {
-#ifndef MADV_POPULATE_READ
-  constexpr int MADV_POPULATE_READ = 22;  // Linux 5.14; older ones answer EINVAL
-#endif
-  constexpr std::uintptr_t kPiece = std::uintptr_t{32} << 20;
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto data = reinterpret_cast<std::uintptr_t>(view.const_data_ptr());
-  const std::uintptr_t begin = data / page * page, end = data + view.nbytes();
-  const auto advise = [end, kPiece](std::uintptr_t piece, int advice) {
-    if (piece < end)
-      ::madvise(reinterpret_cast<void*>(piece), std::min(kPiece, end - piece), advice);
-  };
-  advise(begin, MADV_WILLNEED);
-  for (std::uintptr_t piece = begin; piece < end; piece += kPiece) {
-    advise(piece + kPiece, MADV_WILLNEED);
-    advise(piece, MADV_POPULATE_READ);
-  }
-}
-
 void forget_pages(const at::Tensor& view) {
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = reinterpret_cast<std::uintptr_t>(view.const_data_ptr());

@@ -45,10 +45,6 @@ class MappedFile {
 at::Tensor tensor_view(const std::shared_ptr<const MappedFile>& file, std::uint64_t offset,
                        const std::vector<std::int64_t>& shape, at::ScalarType dtype);
 
-/// Reads a tensor's pages from the file, ahead of their use and in large pieces. Only advice.
-/// @param view  made by tensor_view
-void fetch_pages(const at::Tensor& view);
-
 /// The pages that lie in a tensor of the file leave this process's memory; read again, they come
 /// back from the file.
 /// @param view  made by tensor_view

@@ -3,15 +3,9 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
-
-#include "archive/mapped_file.h"
 
 #include "catch.h"
 #include "golden_fixture.h"
@@ -44,41 +38,6 @@ std::string error_of_folder(const TemporaryFolder& folder) {
 }
 
 }  // namespace
-
-TEST_CASE("pages of a mapped tensor come when they are asked for", "[safetensors]") {
-  constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ: Linux 5.14
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  void* const probe = ::mmap(nullptr, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  const bool is_there = probe != MAP_FAILED && ::madvise(probe, page, kPopulateRead) == 0;
-  ::munmap(probe, page);
-  if (!is_there) {
-    WARN("this system fetches no pages on request");
-    return;
-  }
-  const TemporaryFolder folder;
-  const std::string path = (folder / "x.safetensors").string();
-  const at::Tensor values = at::arange(12'345'678, at::kFloat);  // more than one piece
-  write_safetensors(path, {{"small", at::zeros({3})}, {"x", values}});
-  const int descriptor = ::open(path.c_str(), O_RDONLY);
-  REQUIRE(descriptor >= 0);
-  ::fsync(descriptor);
-  ::posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
-  ::close(descriptor);
-  const at::Tensor view = SafetensorsFile::open(path).tensor("x");
-  const auto begin = reinterpret_cast<std::uintptr_t>(view.const_data_ptr()) / page * page;
-  const std::size_t bytes =
-      reinterpret_cast<std::uintptr_t>(view.const_data_ptr()) + view.nbytes() - begin;
-  std::vector<unsigned char> present((bytes + page - 1) / page);
-  const auto missing = [&] {
-    REQUIRE(::mincore(reinterpret_cast<void*>(begin), bytes, present.data()) == 0);
-    return std::count_if(present.begin(), present.end(), [](auto byte) { return (byte & 1) == 0; });
-  };
-  const auto before = missing();  // 0 where files are kept in memory
-  fetch_pages(view);
-  INFO(before << " pages of " << present.size() << " were missing");
-  CHECK(missing() == 0);
-  CHECK(view.equal(values));
-}
 
 TEST_CASE("safetensors tensors are views that keep their file mapped", "[safetensors]") {
   const TemporaryFolder folder;
