@@ -294,7 +294,7 @@ def model_tables(runs):
 def peaks_table(cases, names):
     rows = [[heading(case), *(f"{case.values[f'peak_bytes/{n}'] / 1e9:.2f} GB" if f"peak_bytes/{n}" in case.values else ""
                               for n in names)] for case in cases if "peak_bytes/libvar" in case.values]
-    return ["Most memory that a call takes on the device beside what is held before it, caches that it makes anew included:", "",
+    return ["Most memory that a call takes beside what is held before it (a CPU: resident), caches that it makes anew included:", "",
             *table(["model", *(f"`{n}`" for n in names)], rows)] if rows else []
 
 

@@ -15,6 +15,7 @@ With --llama-cpp a CPU's rounds have llama.cpp too, on a copy of the weights.
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import gc
@@ -22,7 +23,7 @@ import json
 import os
 import pathlib
 import random
-import resource
+import re
 import sys
 import time
 
@@ -211,8 +212,7 @@ class Bench:
                 scale = self.shape.prefill_flops(self.layers, keys) / flops
             if self.args.profile:
                 profile(calls["libvar"], 1)
-            if self.device == "cuda":
-                describe_peaks(result, calls)
+            describe_peaks(result, calls, self.device)
             samples = interleaved(calls, self.args.prefill_rounds, 1,
                                   lambda name: self.timer.us(calls[name]) * (scale if name == "bound" else 1.0))
         return self.finish(result, samples, {"transformers_sdpa": {"at_least": 1.0}})
@@ -320,8 +320,6 @@ class Bench:
             for kind, value in bars.get(name, {}).items():
                 result[f"{kind}/{name}/libvar"] = value
         result["aa_spread"] = aa_spread(samples, "libvar", "libvar_again")
-        result["peak_bytes/process"] = (torch.cuda.max_memory_allocated() if self.device == "cuda"
-                                        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         print(result["name"], *(f"{name} {result[f'us/{name}/median'] / 1e3:.2f} ms" for name in samples),
               *(f"{key[6:]} {value:.3f} [{result['ratio_low/' + key[6:]]:.3f}, {result['ratio_high/' + key[6:]]:.3f}]"
                 for key, value in result.items() if key.startswith("ratio/")),
@@ -335,15 +333,33 @@ def matrix_product(dtype, size=8192):
     return lambda: torch.matmul(a, b), 2 * size ** 3
 
 
-def describe_peaks(result, calls):
-    """Most memory that each call takes on the device beside what is held before it."""
+def describe_peaks(result, calls, device):
+    """Most memory that each call takes beside what is held before it; llama.cpp takes its own when it is made."""
     for name, call in calls.items():
-        if name != "bound" and not name.endswith("_again"):
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            call()
-            result[f"peak_bytes/{name}"] = torch.cuda.max_memory_allocated() - before
+        if name not in ("bound", "llama_cpp") and not name.endswith("_again"):
+            result[f"peak_bytes/{name}"] = peak_on_cuda(call) if device == "cuda" else peak_on_cpu(call)
+
+
+def peak_on_cuda(call):
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_on_cpu(call):
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the most so far is forgotten
+    before = resident_bytes("VmRSS")
+    call()
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(field):
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)[1])
 
 
 def profile(call, steps):
