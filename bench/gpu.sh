@@ -51,7 +51,9 @@ for part in ${PARTS:-tests kernels peers model}; do
         echo "peers failed" ;;
     model)  # needs transformers in that Python
       "$python" bench/model/bench_model.py --module "$build/lib/bench_model.so" --device cuda --commit "$commit" \
-        --out "$out/$name-model.json" || echo "model failed" ;;
+        --out "$out/$name-model.json" || echo "model failed"
+      "$python" bench/model/bench_model.py --module "$build/lib/bench_model.so" --device cuda --commit "$commit" \
+        --keys 640 --sequences 1 2 4 8 --out "$out/$name-model-sequences.json" || echo "sequences failed" ;;
   esac
   say "$part done"
 done

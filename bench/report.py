@@ -55,11 +55,14 @@ LAYER = {"libvar": ("libvar", "libvar"), "no_early_starts": ("each kernel after 
 
 
 MODEL = {"libvar": ("libvar, VAR on", "libvar"), "libvar_off": ("libvar, VAR off", "own"),
+         "libvar_int8": ("libvar, int8 weights, VAR on", "libvar"),
          "libvar_no_graph": ("libvar, VAR on, no CUDA graph", "libvar"),
          "transformers_sdpa": ("transformers, SDPA", "plain"), "transformers_eager": ("transformers, eager", "plain"),
          "transformers_eager_var": ("transformers, eager, VAR on", "moves"),
          "llama_cpp": ("llama.cpp, VAR off", "plain"),
          "bound": ("the bound: one pass over weights and cache", "plain")}
+
+WHOLE = ("model", "model-2threads", "model-sequences")  # files of bench_model
 
 
 LOAD = {"map": "Model::load, weights used in the mapped file, its pages fetched",
@@ -127,7 +130,7 @@ def newest_runs(folder):
         run = read_run(path)
         if run.context.get("sizes") == "tiny":
             raise ValueError(f"{path}: made with --tiny, no measurement")
-        kind = next((k for k in ("peers", "model", "model-2threads", "load") if path.stem.endswith("-" + k)), "kernels")
+        kind = next((k for k in ("peers", *WHOLE, "load") if path.stem.endswith("-" + k)), "kernels")
         group = runs.setdefault((run.context["device"], run.machine()), {})
         if kind not in group or group[kind].context["date"] < run.context["date"]:
             group[kind] = run
@@ -159,7 +162,8 @@ def heading(case):
                 f"{sizes['tokens']} visual tokens")
     if case.op in ("decode", "prefill"):
         return (f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {sizes['layers']} layers, {case.dtype}, "
-                f"{sizes['keys']} {'keys' if case.op == 'decode' else 'tokens'}")
+                f"{sizes['keys']} {'keys' if case.op == 'decode' else 'tokens'}" +
+                (f", {sizes['sequences']} sequences" if "sequences" in sizes else ""))
     if case.op == "layer":
         return f"{MODELS[sizes['heads'], sizes['kv_heads']]}, {case.dtype}, {sizes['keys']} keys"
     if case.op == "load":
@@ -264,7 +268,7 @@ def memory_table(cases):
 def model_tables(runs):
     """Decode and prefill of whole decoders, vision towers: a table each, the runs with one thread and with two below one another."""
     lines = []
-    for op, title, unit in (("decode", "Decode, whole decoder", "ms per token"),
+    for op, title, unit in (("decode", "Decode, whole decoder", "ms per step"),
                             ("prefill", "Prefill, whole decoder", "ms"),
                             ("vision", "Vision tower and projector", "ms")):
         rows, names = [], []
@@ -275,7 +279,8 @@ def model_tables(runs):
         for run, case in cases:
             base = case.median("libvar")
             bound = case.median("bound")
-            row = [heading(case), run.context["threads"], f"{1e6 / base:.1f}" if op == "decode" else "",
+            tokens = case.sizes.get("sequences", 1)
+            row = [heading(case), run.context["threads"], f"{1e6 * tokens / base:.1f}" if op == "decode" else "",
                    f"{100 * bound / base:.0f} %" if bound else ""]
             for name in names:
                 us = case.median(name)
@@ -394,7 +399,7 @@ against the read rate (CPU) or copy rate (GPU) of the same run; for many rows, o
 matrix product; for `redistribute`, the time of a copy of the same tensor over libvar's.
 
 Whole decoders (`./dev bench model`) have random weights and as many layers as is said; libvar and transformers use the same
-tensors. Eight visual tokens are sinks, VAR may change every layer. A CPU's **bound** is a read of all weights and the cache
+tensors. Eight visual tokens are sinks, VAR may change every layer. A step makes a token of each sequence. A CPU's **bound** is a read of all weights and the cache
 in the same rounds, a GPU's a copy of as many bytes and, of a prefill, its operations at the rate of an 8192³ product.
 """
 
@@ -402,7 +407,7 @@ in the same rounds, a GPU's a copy of as many bytes and, of a prefill, its opera
 def section(device, machine, group, lines, pictures):
     run = with_peers(group["kernels"], group.get("peers"))
     lines += [f"## {'CPU' if device == 'cpu' else 'GPU'}: {machine}", "", *machine_lines(run, group)]
-    whole = [group[kind] for kind in ("model", "model-2threads") if kind in group]
+    whole = [group[kind] for kind in WHOLE if kind in group]
     for name, (svg, sentence) in figures(device, run, whole).items():
         pictures[name] = svg
         lines += [f"![{sentence}](images/{name})", ""]

@@ -18,7 +18,9 @@ set_tests_properties(bench_kernels bench_kernels_cuda_grid bench_kernels_finds_w
 if(LIBVAR_PYTHON)
   add_test(NAME bench_model COMMAND "${LIBVAR_PYTHON}" "${PROJECT_SOURCE_DIR}/bench/model/bench_model.py"
     --module $<TARGET_FILE:bench_model> --device cpu --dtype fp32 --quick)
-  set_tests_properties(bench_model PROPERTIES LABELS python TIMEOUT 600 SKIP_REGULAR_EXPRESSION "SKIPPED"
+  add_test(NAME bench_model_sequences COMMAND "${LIBVAR_PYTHON}" "${PROJECT_SOURCE_DIR}/bench/model/bench_model.py"
+    --module $<TARGET_FILE:bench_model> --device cpu --dtype fp32 --quick --shapes internvl2-8b --sequences 1 3)
+  set_tests_properties(bench_model bench_model_sequences PROPERTIES LABELS python TIMEOUT 600 SKIP_REGULAR_EXPRESSION "SKIPPED"
     ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=PASSIVE")
 endif()
 if(TARGET bench_load)

@@ -60,25 +60,41 @@ class BenchDecoder : public torch::CustomClassHolder {
     prompt.visual_sizes = {VisualSize{features.size(0)}};
     if (!conversation_) conversation_.emplace(decoder_, /*prefill_chunk=*/0);
     conversation_->clear();
+    copies_.reset();
+    make_steps(1);
     return conversation_->prefill(prompt, {features}, settings(with_var), new_tokens).clone();
   }
 
+  /// Several sequences that begin with the prompt that `other` has run: decode() feeds all of them.
+  void copy_prefill_of(const c10::intrusive_ptr<BenchDecoder>& other, std::int64_t sequences,
+                       std::int64_t new_tokens) {
+    const c10::InferenceMode inference;
+    const KvCache& prompt = other->conversation_->cache();
+    copies_.emplace(decoder_.config(), decoder_.target(), sequences);
+    copies_->reserve(prompt.length() + new_tokens);
+    for (std::int64_t i = 0; i < sequences; ++i)
+      copies_->sequences(i, 1, 0).copy_from(prompt, prompt.length());
+    make_steps(sequences);
+  }
+
   /// Feeds a token at a place behind a prompt that was run, and those that are chosen after it.
-  /// @return  the chosen tokens
+  /// @return  the chosen tokens of the first sequence
   std::vector<std::int64_t> decode(std::int64_t token, std::int64_t place, std::int64_t steps,
                                    bool with_var, bool graph) {
     const c10::InferenceMode inference;
-    DecodeStep& step = graph ? captured_ : direct_;
-    step.begin({{token, place, place, 0, settings(with_var), {}}}, conversation_->cache());
+    DecodeStep& step = graph ? *captured_ : *direct_;
+    step.begin(std::vector<StepSequence>(static_cast<std::size_t>(sequences_),
+                                         {token, place, place, 0, settings(with_var), {}}),
+               copies_ ? *copies_ : conversation_->cache());
     std::vector<std::int64_t> tokens;
     for (std::int64_t i = 0; i < steps; ++i) tokens.push_back(step.run().front());
-    logits_ = step.logits()[0].clone();
+    logits_ = step.logits().clone();
     selected_ = step.take_selected_rows().sum().item<std::int64_t>();
     step.end();
     return tokens;
   }
 
-  /// [V] of the last step of decode().
+  /// [sequences, V] of the last step of decode().
   at::Tensor logits() const { return logits_; }
 
   /// (head, row) pairs that VAR changed in decode().
@@ -93,10 +109,18 @@ class BenchDecoder : public torch::CustomClassHolder {
     return var;
   }
 
+  void make_steps(std::int64_t sequences) {
+    if (captured_ && sequences == sequences_) return;
+    sequences_ = sequences;
+    captured_.emplace(decoder_, sequences, decoder_.target().device.is_cuda());
+    direct_.emplace(decoder_, sequences, false);
+  }
+
   Decoder decoder_;
-  DecodeStep captured_{decoder_, 1, decoder_.target().device.is_cuda()},
-      direct_{decoder_, 1, false};
+  std::int64_t sequences_ = 1;
+  std::optional<DecodeStep> captured_, direct_;
   std::optional<Conversation> conversation_;
+  std::optional<KvCache> copies_;  // of its prompt or another's; none: one sequence, where it ran
   at::Tensor logits_;
   std::int64_t selected_ = 0;
 };
@@ -127,6 +151,7 @@ TORCH_LIBRARY(libvar_bench, m) {
       .def(torch::init<const libvar::bench::Numbers&, const libvar::bench::Tensors&,
                        const std::vector<std::int64_t>&>())
       .def("prefill", &BenchDecoder::prefill)
+      .def("copy_prefill_of", &BenchDecoder::copy_prefill_of)
       .def("decode", &BenchDecoder::decode)
       .def("logits", &BenchDecoder::logits)
       .def("selected", &BenchDecoder::selected);

@@ -90,7 +90,7 @@ class TransformersDecoder:
 
     def __init__(self, model, attention, sink_dims, prompt):
         self.model, self.attention, self.prompt = model, attention, prompt
-        self.cache, self.state = None, VarState()
+        self.cache, self.state, self.sequences = None, VarState(), 1
         self.state.visual = prompt.visual_mask
         self.hooks = [layer.register_forward_pre_hook(self._phi_hook(index, sink_dims), with_kwargs=True)
                       for index, layer in enumerate(model.model.layers)]
@@ -130,13 +130,18 @@ class TransformersDecoder:
         self.cache = copy.deepcopy(other.cache)
         self.state.phi = dict(other.state.phi)
 
+    def repeat(self, sequences):
+        """From now on so many sequences that begin with the prompt are decoded at once."""
+        self.cache.batch_repeat_interleave(sequences)
+        self.sequences = sequences
+
     def decode(self, token, steps):
-        """Feeds a token behind the prompt and those chosen after it; [V] logits of the last step."""
+        """Feeds a token behind the prompt and those chosen after it; [V] logits of the last step, of one sequence."""
         length = len(self.prompt.ids)
         if (extra := self.cache.get_seq_length() - length) > 0:
             self.cache.crop(-extra)
         self.state.crop(length)
-        ids = torch.tensor([[token]], device=self.model.device)
+        ids = torch.tensor([[token]] * self.sequences, device=self.model.device)
         for _ in range(steps):
             logits = self._run(self.attention == "eager_var", input_ids=ids)
             ids = logits.argmax(-1, keepdim=True)
