@@ -217,6 +217,15 @@ void check_silu_mul(const at::Tensor& gate, const at::Tensor& up) {
   check_like(op, "up", up, gate);
 }
 
+void check_greedy_tokens(const at::Tensor& logits) {
+  const char* op = "greedy_tokens";
+  check_floating(op, "logits", logits);
+  check_rank(op, "logits", logits, 2, "[B, V]");
+  TORCH_CHECK_VALUE(logits.sym_size(1) >= 1, op,
+                    ": expected logits of shape [B, V] with V > 0, got ", logits.sym_sizes());
+  check_last_dim_contiguous(op, "logits", logits);
+}
+
 void check_rotate_and_cache(const RotaryTensors& tensors) {
   const char* op = "rotate_and_cache";
   const at::Tensor& query = tensors.query;

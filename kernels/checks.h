@@ -62,6 +62,9 @@ void check_skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
 /// silu_mul: gate [..., F], up of the same dtype and shape, F contiguous in both.
 void check_silu_mul(const at::Tensor& gate, const at::Tensor& up);
 
+/// greedy_tokens: logits [B, V], V > 0 and contiguous.
+void check_greedy_tokens(const at::Tensor& logits);
+
 /// The tensors of rotate_and_cache.
 struct RotaryTensors {
   const at::Tensor& query;

@@ -94,6 +94,11 @@ at::Tensor silu_mul_meta(const at::Tensor& gate, const at::Tensor& up) {
   return empty_contiguous(gate.sym_sizes(), gate, gate.scalar_type());
 }
 
+at::Tensor greedy_tokens_meta(const at::Tensor& logits) {
+  checks::check_greedy_tokens(logits);
+  return empty_contiguous(logits.sym_sizes().slice(0, 1), logits, at::kLong);
+}
+
 at::Tensor rotate_and_cache_meta(const at::Tensor& query, const at::Tensor& key,
                                  const at::Tensor& value, const at::Tensor& sink_scores,
                                  const at::Tensor& cos, const at::Tensor& sin,
@@ -132,6 +137,7 @@ TORCH_LIBRARY_IMPL(libvar, Meta, m) {
   m.impl("skinny_swiglu", &libvar::skinny_swiglu_meta);
   m.impl("rotate_and_cache", &libvar::rotate_and_cache_meta);
   m.impl("_silu_mul", &libvar::silu_mul_meta);
+  m.impl("_greedy_tokens", &libvar::greedy_tokens_meta);
   m.impl("_redistribute", &libvar::redistribute_meta);
   m.impl("_redistribute_", &libvar::redistribute_in_place_meta);
   m.impl("_attention", &libvar::attention_meta);

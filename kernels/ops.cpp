@@ -27,6 +27,7 @@ using SkinnySwigluSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c
                                          const OptionalTensor&, const OptionalTensor&,
                                          const OptionalTensor&, const OptionalTensor&);
 using SiluMulSignature = at::Tensor(const at::Tensor&, const at::Tensor&);
+using GreedyTokensSignature = at::Tensor(const at::Tensor&);
 using RotateAndCacheSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, at::Tensor&, at::Tensor&,
@@ -212,6 +213,11 @@ at::Tensor skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
 at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
   static const auto op = find_op<SiluMulSignature>("libvar::_silu_mul");
   return op.call(gate, up);
+}
+
+at::Tensor greedy_tokens(const at::Tensor& logits) {
+  static const auto op = find_op<GreedyTokensSignature>("libvar::_greedy_tokens");
+  return op.call(logits);
 }
 
 at::Tensor rotate_and_cache(const RotaryInputs& inputs, const at::Tensor& places,

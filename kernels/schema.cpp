@@ -4,10 +4,10 @@
 // The ops without a leading underscore are the public interface. `redistribute`, `redistribute_`
 // and `attention` are thin wrappers (ops.cpp) over the ops with a leading underscore, which take
 // all that the typed functions of ops.h take: general classes, head rule, parameters per sequence,
-// traces. `_silu_mul` is silu_mul of ops.h, which a decoder alone needs. A device implements each
-// of
+// traces. `_silu_mul` and `_greedy_tokens` are silu_mul and greedy_tokens of ops.h, which a decoder
+// alone needs. A device implements each of
 //     sink_scores  rms_norm_sink_scores  add_rms_norm_sink_scores  skinny_linear  skinny_swiglu
-//     rotate_and_cache  _silu_mul  _redistribute  _redistribute_  _attention
+//     rotate_and_cache  _silu_mul  _greedy_tokens  _redistribute  _redistribute_  _attention
 // once, and so does meta.cpp. `sources` and `targets` are ClassSets, `head_rule` is a HeadRule, as
 // integers.
 
@@ -55,6 +55,7 @@ TORCH_LIBRARY(libvar, m) {
       tags);
 
   m.def("_silu_mul(Tensor gate, Tensor up) -> Tensor", tags);
+  m.def("_greedy_tokens(Tensor logits) -> Tensor", tags);
   m.def(
       "_redistribute(Tensor probs, Tensor sink_scores, Tensor visual_mask, Tensor? row_mask, *, "
       "float tau, float rho, float p, float min_visual_mass, float ratio_epsilon, "
@@ -78,7 +79,7 @@ TORCH_LIBRARY_IMPL(libvar, Autograd, m) {
   for (const char* op :
        {"sink_scores", "rms_norm_sink_scores", "add_rms_norm_sink_scores", "skinny_linear",
         "skinny_swiglu", "rotate_and_cache", "redistribute", "redistribute_", "attention",
-        "_silu_mul", "_redistribute", "_redistribute_", "_attention"}) {
+        "_silu_mul", "_greedy_tokens", "_redistribute", "_redistribute_", "_attention"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -7,6 +7,7 @@ libvar_add_test(NAME ops LABELS cpu sanitize
     unit/ops/classes_test.cpp
     unit/ops/dispatch_test.cpp
     unit/ops/errors_test.cpp
+    unit/ops/greedy_tokens_test.cpp
     unit/ops/norms_test.cpp
     unit/ops/redistribute_test.cpp
     unit/ops/rotary_test.cpp

@@ -6,7 +6,7 @@ target_include_directories(simt PUBLIC simt/emulator simt/emulator/include ${PRO
 libvar_target_options(simt)
 
 libvar_add_test(NAME simt LABELS cpu simt sanitize
-  SOURCES simt/attention_kernels_test.cpp simt/attention_test.cpp simt/emulator_matrix_test.cpp simt/emulator_test.cpp simt/norms_test.cpp simt/redistribute_test.cpp simt/rotary_test.cpp simt/silu_mul_test.cpp simt/skinny_linear_test.cpp
+  SOURCES simt/attention_kernels_test.cpp simt/attention_test.cpp simt/emulator_matrix_test.cpp simt/emulator_test.cpp simt/greedy_tokens_test.cpp simt/norms_test.cpp simt/redistribute_test.cpp simt/rotary_test.cpp simt/silu_mul_test.cpp simt/skinny_linear_test.cpp
   LINK simt)
 # A GPU refuses a vector that is not aligned; the CPU would take it.
 if(NOT LIBVAR_SANITIZE)

@@ -20,6 +20,7 @@ _classes = _of("classes.h", "redistribute")
 _device = _of("cuda/device.cuh", "norms")
 _vectors = _of("cuda/vectors.cuh", "redistribute")
 _redistribute = _of("cuda/redistribute.cuh", "redistribute")
+_greedy = _of("cuda/greedy_tokens.cuh", "greedy_tokens")
 _norms = _of("cuda/norms.cuh", "norms")
 _rotary = _of("cuda/rotary.cuh", "rotary")
 _silu_mul = _of("cuda/silu_mul.cuh", "silu_mul")
@@ -128,6 +129,18 @@ MUTANTS = [
     _silu_mul("the end of a row that fills no block is left out",
               "blocks = (args.row_size + kSiluMulElements<T> - 1) / kSiluMulElements<T>;",
               "blocks = args.row_size / kSiluMulElements<T>;"),
+    # --- the largest logit ---
+    _greedy("logits are read before they are there", "  follow_previous_kernel();\n", ""),
+    _greedy("NaN is passed over", " || logits[e] != logits[e])", ")"),
+    _greedy("a lane's NaN loses against a number", "  if (a_is_nan != b_is_nan) return a_is_nan;\n", ""),
+    _greedy("of equal logits in a lane the last stays", "logits[e] > best.logit", "logits[e] >= best.logit"),
+    _greedy("of equal logits of two lanes the higher token stays", "a.token < b.token", "a.token > b.token"),
+    _greedy("the zeros behind a row count", "token < size && (", "("),
+    _greedy("the largest may be infinite", "fabsf(best.logit) <= FLT_MAX ? best.token : -1", "best.token"),
+    _greedy("no barrier between writing and reading the warps' candidates", "  __syncthreads();\n", ""),
+    _greedy("a thread's later vectors are its first again", "load_vector(row, first + v * kStep, size, is_aligned)",
+            "load_vector(row, first, size, is_aligned)"),
+    _greedy("every row is the first", "static_cast<std::int64_t>(blockIdx.x) * args.row_stride", "0"),
     # --- norms ---
     _norms("no barrier between writing and reading the warps' sums",
            "shared.sums[threadIdx.x / kWarpSize] = x;\n  __syncthreads();", "shared.sums[threadIdx.x / kWarpSize] = x;"),

@@ -123,6 +123,17 @@ at::Tensor skinny_swiglu(const at::Tensor& input, const at::Tensor& gate_weight,
 /// rows are one distance apart; no host synchronisation. The CPU runs the operators.
 at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up);
 
+/// The token of the largest logit of each row.
+///
+///     out[b] = argmax_v logits[b, v]
+/// @param logits  [B, V] float32|float16|bfloat16, V > 0 and contiguous
+/// @return        [B] int64, device of logits; of equal logits the lowest token; -1 where the
+///                largest is no finite number or one of the row is NaN
+/// @throws c10::ValueError  shape or strides
+/// @throws c10::TypeError   dtype
+/// Numerics: exact. Cost: on CUDA one launch, a block for each row; no host synchronisation.
+at::Tensor greedy_tokens(const at::Tensor& logits);
+
 /// While one lives, skinny_linear and skinny_swiglu of its thread read weights and scales on a GPU
 /// before the stream's previous kernel has ended (programmatic dependent launch, sm_90 and newer):
 /// right where no kernel still to run writes them, as in a decoder whose weights are loaded.

@@ -3,8 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cumsum.h>
-#include <ATen/ops/isfinite.h>
-#include <ATen/ops/max.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
@@ -18,6 +16,7 @@
 #include <limits>
 
 #include "libvar/error.h"
+#include "libvar/ops.h"
 
 namespace libvar {
 namespace {
@@ -88,8 +87,7 @@ ChoiceSettings choice_settings(const std::vector<GenerationParams>& params,
 
 at::Tensor choose_tokens(const at::Tensor& logits, const ChoiceSettings& settings,
                          const at::Tensor& uniforms, ChoiceMethod method) {
-  const auto [largest, greedy] = at::max(logits, -1);
-  const at::Tensor best = at::where(at::isfinite(largest), greedy, -1);
+  const at::Tensor best = greedy_tokens(logits);
   if (method == ChoiceMethod::kGreedy) return best;
   const at::Tensor is_greedy = settings.temperature.eq(0.0);
   const at::Tensor scaled =

@@ -39,11 +39,11 @@ ChoiceSettings choice_settings(const std::vector<GenerationParams>& params,
 
 /// Chooses a token for each sequence, on the device alone.
 ///
-/// Greedy (temperature 0): the largest logit, the lowest id of equal ones. Else, in transformers'
+/// Greedy (temperature 0): as greedy_tokens. Else, in transformers'
 /// order: logits are divided by the temperature; top_k keeps the k largest and what equals the
 /// k-th; top_p keeps the smallest set of most likely tokens whose probabilities reach top_p; the
 /// uniform number says how far to go through what is left in the order of ids. In float64.
-/// @param logits    [B, V], any floating dtype
+/// @param logits    [B, V] float32|float16|bfloat16
 /// @param uniforms  [B] float64 in [0, 1); not read by kGreedy
 /// @return          [B] int64; -1 where the logits are not finite
 at::Tensor choose_tokens(const at::Tensor& logits, const ChoiceSettings& settings,

@@ -63,7 +63,7 @@ TEST_CASE("greedy takes the lowest id of the largest logits", "[sampler]") {
 
 TEST_CASE("sampling draws each token with its softmax probability", "[sampler]") {
   const std::vector<double> values{0.5, -1.0, 2.0, 0.0};
-  const at::Tensor logits = at::tensor(values, at::kDouble);
+  const at::Tensor logits = at::tensor(values, at::kFloat);
   constexpr int kDraws = 40000;
   for (const double temperature : {0.5, 1.0, 2.0}) {
     const std::vector<double> found = frequencies(sampling(temperature, 0, 1.0, 3), logits, kDraws);
@@ -93,7 +93,7 @@ TEST_CASE("top_p keeps the smallest set that reaches it, after temperature and t
           "[sampler]") {
   // Probabilities 0.5, 0.3, 0.15, 0.05 in another order.
   const at::Tensor logits =
-      at::tensor({std::log(0.15), std::log(0.5), std::log(0.05), std::log(0.3)}, at::kDouble);
+      at::tensor({std::log(0.15), std::log(0.5), std::log(0.05), std::log(0.3)}, at::kFloat);
   std::vector<double> found = frequencies(sampling(1.0, 0, 0.7), logits, 20000);
   CHECK(found[0] == 0);
   CHECK(found[2] == 0);
@@ -137,7 +137,7 @@ TEST_CASE("no token is chosen from logits that are not finite", "[sampler]") {
   for (const GenerationParams& params :
        {sampling(0.0), sampling(1.0), sampling(1.0, 1), sampling(1.0, 0, 0.5)}) {
     const auto choose = [&](const std::vector<double>& logits) {
-      return choose_token(at::tensor(logits, at::kDouble), params, 0);
+      return choose_token(at::tensor(logits, at::kFloat), params, 0);
     };
     CHECK(choose({0.0, std::nan("")}) == -1);
     CHECK(choose({-infinity, -infinity}) == -1);
@@ -165,7 +165,7 @@ TEST_CASE("sequences with settings of their own choose as they would alone", "[s
 }
 
 TEST_CASE("a uniform number at the end of the scale draws the last possible token", "[sampler]") {
-  const at::Tensor logits = at::tensor({0.0, 1.0, -1000000.0}, at::kDouble).unsqueeze(0);
+  const at::Tensor logits = at::tensor({0.0, 1.0, -1000000.0}, at::kFloat).unsqueeze(0);
   for (const ChoiceMethod method : {ChoiceMethod::kDraw, ChoiceMethod::kDrawFromBest}) {
     const auto draw = [&](double uniform) {
       return choose_tokens(logits, choice_settings({sampling(1.0)}, 3),

@@ -217,6 +217,26 @@ TEST_CASE("CUDA's silu_mul equals PyTorch's operators", "[silu_mul][cuda]") {
   CHECK(libvar::silu_mul(none, none).sizes() == at::IntArrayRef({0, 16}));
 }
 
+TEST_CASE("CUDA's greedy_tokens are the CPU's", "[greedy_tokens][cuda]") {
+  if (!have_gpu()) return;
+  for (const at::ScalarType dtype : kDtypes) {
+    for (const std::int64_t size : {1, 7, 8, 1023, 32064, 92553, 152064}) {
+      INFO(dtype << ", V " << size);
+      at::Tensor logits = at::randn({5, size + 3}).to(dtype);  // half types have equal ones
+      if (size > 1) {
+        logits[1][size / 2] = std::numeric_limits<double>::quiet_NaN();
+        logits[2][size - 1] = std::numeric_limits<double>::infinity();
+        logits[3].fill_(-std::numeric_limits<double>::infinity());
+        logits[4].fill_(2.0);
+      }
+      const at::Tensor rows = cut(logits, 1, 1, size + 1);  // none of them aligned alike
+      CHECK(at::equal(libvar::greedy_tokens(on_gpu(logits).narrow(1, 1, size)).cpu(),
+                      libvar::greedy_tokens(rows)));
+    }
+  }
+  CHECK(libvar::greedy_tokens(on_gpu(at::ones({0, 16}))).numel() == 0);
+}
+
 TEST_CASE("a captured CUDA graph multiplies new rows", "[linear][cuda]") {
   if (!have_gpu()) return;
   for (const bool is_gated : {false, true}) {

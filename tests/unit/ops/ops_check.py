@@ -85,6 +85,10 @@ class OpCheck(unittest.TestCase):
             gate, up = torch.randn(2, 3, 80).to(dtype).chunk(2, dim=-1)
             torch.library.opcheck(libvar._silu_mul, (gate, up))
 
+    def test_greedy_tokens(self):
+        for dtype in DTYPES:
+            torch.library.opcheck(libvar._greedy_tokens, (torch.randn(3, 80).to(dtype),))
+
     def test_redistribute(self):
         for dtype in DTYPES:
             probs, sink_scores, visual_mask, row_mask = redistribute_inputs(dtype)
