@@ -48,13 +48,25 @@ std::int64_t read_proc_bytes(const char* path, const std::string& name) {
   return -1;
 }
 
+/// What a version of control groups calls its files, and lines of memory.stat that count the groups
+/// below too.
+struct MemoryNames {
+  const char *limit, *used, *stat_prefix;
+};
+
+MemoryNames memory_names(GroupVersion version) {
+  if (version == GroupVersion::k1)
+    return {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_"};
+  return {"memory.max", "memory.current", ""};
+}
+
 /// Bytes of a control group's pages that belong to files: what needs them can read them again.
-std::int64_t file_bytes(const std::filesystem::path& stat) {
+std::int64_t file_bytes(const std::filesystem::path& stat, const std::string& prefix) {
   std::ifstream file(stat);
   std::string name;
   std::int64_t sum = 0;
   for (std::int64_t value = 0; file >> name >> value;) {
-    if (name == "active_file" || name == "inactive_file") sum += value;
+    if (name == prefix + "active_file" || name == prefix + "inactive_file") sum += value;
   }
   return sum;
 }
@@ -92,13 +104,15 @@ bool cpu_has_bfloat16_products() {
   return has("avx512_bf16") || has("amx_bf16");
 }
 
-std::int64_t available_group_bytes(const std::string& group, const std::filesystem::path& mount) {
+std::int64_t available_group_bytes(const std::string& group, const std::filesystem::path& mount,
+                                   GroupVersion version) {
+  const MemoryNames names = memory_names(version);
   std::int64_t least = -1;
   for (const std::filesystem::path& folder : control_group_folders(group, mount)) {
-    const std::int64_t limit = read_number(folder / "memory.max");
+    const std::int64_t limit = read_number(folder / names.limit);
     if (limit < 0) continue;
-    const std::int64_t used = std::max<std::int64_t>(read_number(folder / "memory.current"), 0) -
-                              file_bytes(folder / "memory.stat");
+    const std::int64_t used = std::max<std::int64_t>(read_number(folder / names.used), 0) -
+                              file_bytes(folder / "memory.stat", names.stat_prefix);
     const std::int64_t left = std::max<std::int64_t>(limit - std::max<std::int64_t>(used, 0), 0);
     if (least < 0 || left < least) least = left;
   }
@@ -106,10 +120,14 @@ std::int64_t available_group_bytes(const std::string& group, const std::filesyst
 }
 
 std::int64_t available_host_bytes() {
-  const std::int64_t machine = read_proc_bytes("/proc/meminfo", "MemAvailable");
-  const std::int64_t group =
-      available_group_bytes(control_group("/proc/self/cgroup", ""), "/sys/fs/cgroup");
-  return group >= 0 && (machine < 0 || group < machine) ? group : machine;
+  const std::filesystem::path mount = "/sys/fs/cgroup", own = "/proc/self/cgroup";
+  std::int64_t least = read_proc_bytes("/proc/meminfo", "MemAvailable");
+  for (const std::int64_t left :
+       {available_group_bytes(control_group(own, ""), mount, GroupVersion::k2),
+        available_group_bytes(control_group(own, "memory"), mount / "memory", GroupVersion::k1)}) {
+    if (left >= 0 && (least < 0 || left < least)) least = left;
+  }
+  return least;
 }
 
 std::int64_t available_bytes(at::Device device) {

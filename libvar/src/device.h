@@ -19,11 +19,14 @@ bool cpu_has_bfloat16_products();
 /// Host memory that can still be used without swapping, or -1 where the system doesn't say.
 std::int64_t available_host_bytes();
 
-/// What the memory limits of a control group (version 2) and of those above it leave; pages of
-/// files count as free. -1: there is no limit.
+enum class GroupVersion { k1, k2 };
+
+/// What the memory limits of a control group and of those above it leave; pages of files count as
+/// free. -1: there is no limit.
 /// @param group  as /proc/self/cgroup has it ("/a/b")
-/// @param mount  where the groups are mounted
-std::int64_t available_group_bytes(const std::string& group, const std::filesystem::path& mount);
+/// @param mount  where the groups are mounted; of version 1 those of the memory controller
+std::int64_t available_group_bytes(const std::string& group, const std::filesystem::path& mount,
+                                   GroupVersion version);
 
 /// Memory that a computation on the device can still take, or -1 where that isn't known: of the
 /// host, or free on the CUDA device and in the reserve of its allocator.

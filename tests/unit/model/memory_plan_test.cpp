@@ -2,6 +2,7 @@
 
 #include "generate/memory_plan.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
@@ -190,27 +191,54 @@ TEST_CASE("what a limit of a control group leaves", "[memory]") {
   };
   const std::filesystem::path folder = root / "";
   const std::string path = std::filesystem::path(folder).parent_path().string();
-  CHECK(available_group_bytes("/a/b", path) == -1);
+  const auto left = [&](const std::string& group) {
+    return available_group_bytes(group, path, GroupVersion::k2);
+  };
+  CHECK(left("/a/b") == -1);
   write("a/b/memory.max", "max\n");
-  CHECK(available_group_bytes("/a/b", path) == -1);
+  CHECK(left("/a/b") == -1);
   write("a/memory.max", "5000\n");
-  CHECK(available_group_bytes("/a/b", path) == 5000);
+  CHECK(left("/a/b") == 5000);
   write("a/memory.current", "3000\n");
-  CHECK(available_group_bytes("/a/b", path) == 2000);
+  CHECK(left("/a/b") == 2000);
   write("a/memory.stat", "anon 1800\nfile 1200\ninactive_file 900\nactive_file 100\n");
-  CHECK(available_group_bytes("/a/b", path) == 3000);
+  CHECK(left("/a/b") == 3000);
   write("a/b/memory.max", "1500\n");
-  CHECK(available_group_bytes("/a/b", path) == 1500);
+  CHECK(left("/a/b") == 1500);
   write("a/b/memory.current", "1600\n");
-  CHECK(available_group_bytes("/a/b", path) == 0);
+  CHECK(left("/a/b") == 0);
   write("memory.max", "1200\n");  // the mount is a container's own group
-  CHECK(available_group_bytes("/c", path) == 1200);
-  CHECK(available_group_bytes("/", path) == 1200);
-  CHECK(available_group_bytes("", path) == -1);
+  CHECK(left("/c") == 1200);
+  CHECK(left("/") == 1200);
+  CHECK(left("") == -1);
+}
+
+TEST_CASE("what a limit of a control group of version 1 leaves", "[memory]") {
+  const TemporaryFolder root;
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::filesystem::create_directories((root / name).parent_path());
+    std::ofstream(root / name) << text;
+  };
+  const auto left = [&](const std::string& group) {
+    return available_group_bytes(group, root.path(), GroupVersion::k1);
+  };
+  CHECK(left("/a/b") == -1);
+  write("memory.limit_in_bytes", "9223372036854771712\n");  // none
+  CHECK(left("/a/b") == 9223372036854771712);
+  write("a/memory.limit_in_bytes", "5000\n");
+  write("a/memory.usage_in_bytes", "3000\n");
+  write("a/memory.stat",
+        "active_file 7\ninactive_file 7\ntotal_active_file 100\ntotal_inactive_file 900\n");
+  CHECK(left("/a/b") == 3000);
+  write("a/b/memory.limit_in_bytes", "1500\n");
+  CHECK(left("/a/b") == 1500);
+  CHECK(left("") == -1);
 }
 
 TEST_CASE("prompts take the planned memory, and no matrix of rows by rows", "[memory]") {
   const c10::InferenceMode inference;
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);  // what PyTorch's attention takes for each thread is not planned
   TinyDecoder tiny = make_tiny_decoder({4, 2, 24, true, false});
   tiny.config.max_positions = 4096;
   constexpr std::int64_t kVisual = 2000, kText = 48;
@@ -247,4 +275,5 @@ TEST_CASE("prompts take the planned memory, and no matrix of rows by rows", "[me
       CHECK(allocations.largest() < work.rows * work.rows);  // of bytes, as a mask has
     }
   }
+  at::set_num_threads(threads);
 }

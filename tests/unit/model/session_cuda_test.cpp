@@ -46,14 +46,19 @@ TEST_CASE("sessions on a GPU answer as the goldens, captured or not", "[.][cuda]
     Session on_cpu(load_family_case(golden, "fp32"));
     CHECK(captured_session.ask(request).tokens == on_cpu.ask(request).tokens);
   }
+  // Several at a time, each twice, so that eight are decoded together.
+  const std::vector<Request> again = requests;
+  requests.insert(requests.end(), again.begin(), again.end());
   for (const bool graphs : {true, false}) {
-    BatchOptions options;
-    options.batch = 3;
-    options.cuda_graph = graphs;
-    BatchSession session(model, options);
-    session.ask(requests, [&](std::size_t index, const Answer& answer) {
-      CHECK(answer.tokens == expected[index]);
-      return true;
-    });
+    for (const std::int64_t batch : {3, 8}) {
+      BatchOptions options;
+      options.batch = batch;
+      options.cuda_graph = graphs;
+      BatchSession session(model, options);
+      session.ask(requests, [&](std::size_t index, const Answer& answer) {
+        CHECK(answer.tokens == expected[index % expected.size()]);
+        return true;
+      });
+    }
   }
 }
