@@ -4,12 +4,18 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 namespace libvar {
 
-PageFetcher::PageFetcher(std::shared_ptr<const MappedFile> file)
-    : file_(std::move(file)), thread_([this] { ask(); }) {}
+PageFetcher::PageFetcher(std::shared_ptr<const MappedFile> file, std::uint64_t ahead_bytes)
+    : file_(std::move(file)), ahead_bytes_(ahead_bytes) {
+  try {
+    thread_ = std::thread([this] { ask(); });
+  } catch (const std::system_error&) {  // no more threads: pages come when they are waited for
+  }
+}
 
 PageFetcher::~PageFetcher() {
   {
@@ -17,7 +23,7 @@ PageFetcher::~PageFetcher() {
     stop_ = true;
   }
   changed_.notify_one();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void PageFetcher::ask() {
@@ -39,7 +45,6 @@ void PageFetcher::fetch(const at::Tensor& view) {
 #ifndef MADV_POPULATE_READ
   constexpr int MADV_POPULATE_READ = 22;  // Linux 5.14; older ones answer EINVAL
 #endif
-  constexpr std::uint64_t kAhead = std::uint64_t{256} << 20;
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   char* const data = const_cast<char*>(file_->bytes().data());
   const auto offset =
@@ -49,7 +54,8 @@ void PageFetcher::fetch(const at::Tensor& view) {
   {
     const std::lock_guard lock(mutex_);
     if (begin < asked_begin_ || begin > asked_end_) asked_begin_ = asked_end_ = begin;
-    goal_ = std::min(file_->size(), end + kAhead);
+    // Requests begin at pages: so must the next one behind the goal.
+    goal_ = std::min(file_->size(), (end + ahead_bytes_) / page * page);
   }
   changed_.notify_one();
   ::madvise(data + begin, end - begin, MADV_POPULATE_READ);

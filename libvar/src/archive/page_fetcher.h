@@ -16,7 +16,9 @@ namespace libvar {
 /// caller works with what is there. Only advice.
 class PageFetcher {
  public:
-  explicit PageFetcher(std::shared_ptr<const MappedFile> file);
+  /// @param ahead_bytes  how far behind a tensor the disk goes on
+  explicit PageFetcher(std::shared_ptr<const MappedFile> file,
+                       std::uint64_t ahead_bytes = std::uint64_t{256} << 20);
   ~PageFetcher();
   PageFetcher(const PageFetcher&) = delete;
   PageFetcher& operator=(const PageFetcher&) = delete;
@@ -29,6 +31,7 @@ class PageFetcher {
   void ask();
 
   std::shared_ptr<const MappedFile> file_;
+  std::uint64_t ahead_bytes_;
   std::mutex mutex_;
   std::condition_variable changed_;
   // Offsets in the file: asked of the disk so far in one go, and how far to ask.
