@@ -23,7 +23,7 @@ struct BatchOptions {
 /// returning false ends the run, as FinishReason::kCancelled ends an answer.
 using AnswerCallback = std::function<bool(std::size_t index, const Answer& answer)>;
 
-/// Called before each step; returning false ends the run, and what is not answered yet is dropped.
+/// Called before each prompt and each step; returning false ends the run, and what is not answered yet is dropped.
 using StepCallback = std::function<bool()>;
 
 /// Many questions at a time. Used by one thread at a time.

@@ -85,31 +85,42 @@ class BatchSession::State {
       std::size_t next = 0, given = 0;
       std::optional<Pending> pending;
       std::exception_ptr refused;  // the request `next`
-      slots_.clear();
-      stepping_ = false;
-      done_.clear();
-      while (given < requests.size()) {
-        if (on_step && !on_step()) return;
-        while (!refused && next < requests.size()) {
-          try {
-            if (!pending) pending = prepare(requests, next);
-          } catch (const Error&) {
-            refused = std::current_exception();
-            break;
-          }
-          if (!admit(requests, *pending)) break;
-          pending.reset();
-          ++next;
+      forget();
+      const auto admit_next = [&] {
+        if (is_full_ || refused || next == requests.size()) return false;
+        try {
+          if (!pending) pending = prepare(requests, next);
+        } catch (const Error&) {
+          refused = std::current_exception();
+          return false;
         }
-        if (refused && given == next) std::rethrow_exception(refused);
-        step();
-        collect(waiting);
+        is_full_ = !admit(requests, *pending);
+        if (is_full_) return false;
+        pending.reset();
+        ++next;
+        return true;
+      };
+      const auto give = [&] {  // what is done, in order; whether to go on
+        for (auto& [index, answer] : done_) waiting.emplace(index, std::move(answer));
+        done_.clear();
         for (auto at = waiting.find(given); at != waiting.end(); at = waiting.find(given)) {
           const bool goes_on = on_answer(given, at->second);
           waiting.erase(at);
           ++given;
-          if (!goes_on) return;
+          if (!goes_on) return false;
         }
+        return true;
+      };
+      while (given < requests.size()) {
+        if (refused && given == next) std::rethrow_exception(refused);
+        if (on_step && !on_step()) return;
+        try {
+          if (!admit_next()) step();
+        } catch (...) {
+          give();
+          throw;
+        }
+        if (!give()) return;
       }
     });
   }
@@ -288,10 +299,15 @@ class BatchSession::State {
       slots_[at] = std::move(slots_.back());
     }
     slots_.pop_back();
+    is_full_ = false;
   }
 
-  void collect(std::map<std::size_t, Answer>& waiting) {
-    for (auto& [index, answer] : done_) waiting.emplace(index, std::move(answer));
+  /// What is left of questions that ended with an error or were stopped.
+  void forget() {
+    if (stepping_) step_.end();
+    stepping_ = false;
+    is_full_ = false;
+    slots_.clear();
     done_.clear();
   }
 
@@ -301,6 +317,7 @@ class BatchSession::State {
   KvCache cache_;
   DecodeStep step_;
   bool stepping_ = false;            // step_ knows the slots as they are
+  bool is_full_ = false;             // the next question waits until another ends
   std::vector<Slot> slots_;          // slot i is sequence i of the cache
   std::optional<VarParams> shared_;  // of the slots whose VAR is on; none: there is no such slot
   std::vector<std::pair<std::size_t, Answer>> done_;

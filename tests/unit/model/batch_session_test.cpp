@@ -240,6 +240,60 @@ TEST_CASE(
   CHECK(order.empty());
 }
 
+TEST_CASE("answers of one token are given before the next prompt is run", "[batch]") {
+  Request request;
+  request.question = "Hello";
+  request.var.enabled = false;
+  request.generation.max_new_tokens = 1;
+  const std::vector<Request> requests(4, request);
+  BatchSession session(mha(), {3, 1, 0});
+  std::string events;
+  session.ask(
+      requests,
+      [&](std::size_t, const Answer&) {
+        events += 'a';
+        return true;
+      },
+      [&] {
+        events += 's';
+        return true;
+      });
+  CHECK(events == "sasasasa");
+}
+
+TEST_CASE("what is answered is given before an error of another question", "[batch]") {
+  Request request;
+  request.question = "Hello";
+  request.var.enabled = false;
+  std::vector<Request> requests(3, request);
+  requests[0].generation.max_new_tokens = 1;
+  requests[1].question = "A long question. " + std::string(300, 'x');
+  BatchOptions options;
+  options.batch = 2;
+  options.prefixes = 0;
+  const auto model = mha();
+  for (std::int64_t bytes = 1 << 16;; bytes += bytes / 8) {  // enough for the first alone
+    REQUIRE(bytes < std::int64_t{1} << 40);
+    options.memory_bytes = bytes;
+    BatchSession session(model, options);
+    std::vector<std::size_t> order;
+    const auto ask = [&] {
+      session.ask(requests, [&](std::size_t index, const Answer&) {
+        order.push_back(index);
+        return true;
+      });
+    };
+    try {
+      ask();
+      FAIL("no budget was enough for the first question alone");
+    } catch (const ResourceError&) {
+      if (order.empty()) continue;
+      CHECK(order == std::vector<std::size_t>{0});
+      break;
+    }
+  }
+}
+
 TEST_CASE("a prefix is known by the pictures' pixels, not by their files", "[batch]") {
   const TemporaryFolder folder;
   const auto paint = [&](const char* name, int grey, int corner) {  // a BMP of 2 x 2 pixels
