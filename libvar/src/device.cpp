@@ -14,7 +14,7 @@
 #ifdef LIBVAR_WITH_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #endif
 
 namespace libvar {
@@ -152,10 +152,8 @@ std::int64_t peak_memory_bytes(at::Device device) {
 
 void synchronize(at::Device device) {
 #ifdef LIBVAR_WITH_CUDA
-  if (device.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(device);
-    c10::cuda::device_synchronize();
-  }
+  // Not the device: another thread may be capturing a graph on it, which that would end.
+  if (device.is_cuda()) c10::cuda::getCurrentCUDAStream(device.index()).synchronize();
 #endif
 }
 

@@ -35,7 +35,7 @@ std::int64_t available_bytes(at::Device device);
 /// Most memory used so far: allocated on a CUDA device, resident memory of the process on the CPU.
 std::int64_t peak_memory_bytes(at::Device device);
 
-/// Waits until the device has done what was asked of it.
+/// Waits until the device has done what was asked of it in the current stream.
 void synchronize(at::Device device);
 
 /// The dtype called fp32, bf16 or fp16, or as an archive's manifest spells it (float32, bfloat16,

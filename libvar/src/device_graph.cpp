@@ -7,38 +7,69 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+
+#include <mutex>
+#include <optional>
 #endif
 
 namespace libvar {
 
 #ifdef LIBVAR_WITH_CUDA
 
-struct DeviceGraph::Recording {
-  at::cuda::CUDAGraph graph;
+namespace {
 
-  explicit Recording(const std::function<void()>& work) {
+/// LibTorch keeps a list of all graphs of a device without a lock.
+std::mutex& recording_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
+}  // namespace
+
+struct DeviceGraph::Recording {
+  std::optional<at::cuda::CUDAGraph> graph;
+
+  Recording(const std::function<void()>& work, Recording* neighbour) {
+    const std::lock_guard lock(recording_mutex());
+    graph.emplace();
     // Only calls of this thread must not disturb the recording; others may allocate.
-    graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    graph->capture_begin(neighbour != nullptr ? neighbour->graph->pool() : at::cuda::MempoolId_t{},
+                         cudaStreamCaptureModeThreadLocal);
     try {
       work();
     } catch (...) {
       try {
-        graph.capture_end();
+        graph->capture_end();
       } catch (...) {  // the first error says more
       }
+      graph.reset();
       throw;
     }
-    graph.capture_end();
+    graph->capture_end();
   }
+
+  ~Recording() {
+    const std::lock_guard lock(recording_mutex());
+    graph.reset();
+  }
+
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
 };
 
-DeviceGraph::DeviceGraph(at::Device device, std::function<void()> work) : work_(std::move(work)) {
-  if (device.is_cuda()) recording_ = std::make_unique<Recording>(work_);
+DeviceGraph::DeviceGraph(at::Device device, std::function<void()> work,
+                         const DeviceGraph* neighbour) {
+  if (device.is_cuda()) {
+    recording_ = std::make_unique<Recording>(
+        work, neighbour != nullptr ? neighbour->recording_.get() : nullptr);
+  } else {
+    work_ = std::move(work);
+  }
 }
 
 void DeviceGraph::replay() const {
   if (recording_) {
-    recording_->graph.replay();
+    recording_->graph->replay();
   } else {
     work_();
   }
@@ -75,7 +106,8 @@ void WorkQueue::wait() const {
 
 struct DeviceGraph::Recording {};
 
-DeviceGraph::DeviceGraph(at::Device /*device*/, std::function<void()> work)
+DeviceGraph::DeviceGraph(at::Device /*device*/, std::function<void()> work,
+                         const DeviceGraph* /*neighbour*/)
     : work_(std::move(work)) {}
 
 void DeviceGraph::replay() const {

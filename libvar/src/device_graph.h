@@ -14,7 +14,9 @@ namespace libvar {
 class DeviceGraph {
  public:
   /// Records; nothing is computed. On CUDA inside WorkQueue::run, after `work` was done there once.
-  DeviceGraph(at::Device device, std::function<void()> work);
+  /// @param neighbour  a graph that is never replayed beside this one, or null: both use the same
+  ///                   memory for what they don't keep
+  DeviceGraph(at::Device device, std::function<void()> work, const DeviceGraph* neighbour);
   ~DeviceGraph();
   DeviceGraph(const DeviceGraph&) = delete;
   DeviceGraph& operator=(const DeviceGraph&) = delete;
@@ -24,7 +26,7 @@ class DeviceGraph {
 
  private:
   struct Recording;
-  std::function<void()> work_;
+  std::function<void()> work_;  // on the CPU
   std::unique_ptr<Recording> recording_;
 };
 

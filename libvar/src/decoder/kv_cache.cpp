@@ -121,11 +121,18 @@ void KvCache::copy_from(const KvCache& other, std::int64_t length) {
   length_ = length;
 }
 
-std::vector<const void*> KvCache::addresses() const {
-  std::vector<const void*> result = {sink_scores_.const_data_ptr(), visual_mask_.const_data_ptr()};
+std::vector<std::int64_t> KvCache::layout() const {
+  std::vector<std::int64_t> result = {capacity_};
+  const auto add = [&](const at::Tensor& buffer) {
+    result.push_back(
+        static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(buffer.const_data_ptr())));
+    result.insert(result.end(), buffer.strides().begin(), buffer.strides().end());
+  };
   for (const auto* buffers : {&keys_, &values_}) {
-    for (const at::Tensor& buffer : *buffers) result.push_back(buffer.const_data_ptr());
+    for (const at::Tensor& buffer : *buffers) add(buffer);
   }
+  add(sink_scores_);
+  add(visual_mask_);
   return result;
 }
 

@@ -53,8 +53,9 @@ class KvCache {
   /// Rows that were stored behind the last position count from now on.
   void advance(std::int64_t rows);
 
-  /// Where the buffers are: a captured graph holds as long as nothing of it changes.
-  std::vector<const void*> addresses() const;
+  /// Where the buffers are, and the distances in them: a captured graph holds as long as nothing of
+  /// it changes.
+  std::vector<std::int64_t> layout() const;
 
   // Views of the first `length` positions.
   at::Tensor keys(std::int64_t layer, std::int64_t length) const;         ///< [B, Hkv, length, Dh]

@@ -88,7 +88,7 @@ void DecodeStep::write_settings(const std::vector<StepSequence>& sequences) {
 void DecodeStep::write_draws(const std::vector<StepSequence>& sequences, std::int64_t most) {
   if (uniforms_.size(1) < most) {
     uniforms_ = at::zeros({max_batch_, most}, uniforms_.options());
-    captured_.clear();
+    captured_.remove_if([](const Captured& one) { return one.method != ChoiceMethod::kGreedy; });
   }
   at::Tensor numbers =
       at::zeros({static_cast<std::int64_t>(sequences.size()), uniforms_.size(1)}, at::kDouble);
@@ -103,11 +103,13 @@ void DecodeStep::write_draws(const std::vector<StepSequence>& sequences, std::in
 
 void DecodeStep::begin(const std::vector<StepSequence>& sequences, const KvCache& cache) {
   const auto batch = static_cast<std::int64_t>(sequences.size());
-  if (std::vector<const void*> addresses = cache.addresses(); addresses != addresses_) {
+  if (std::vector<std::int64_t> layout = cache.layout(); layout != layout_) {
     captured_.clear();
-    addresses_ = std::move(addresses);
+    layout_ = std::move(layout);
   }
   plan_.emplace(Plan{cache, batch, {}, {}, ChoiceMethod::kGreedy});
+  // What is stored of new tokens depends on the settings of those whose VAR is off, too.
+  plan_->settings = shared_settings(sequences.front().var);
   plan_->settings.enabled = false;
   plan_->rows.places = first(counters_[0], batch);
   plan_->rows.lengths = first(lengths_, batch);
@@ -175,10 +177,13 @@ DecodeStep::Captured& DecodeStep::find(const Plan& plan) {
            one.method == plan.method && one.settings == plan.settings &&
            one.changes_layers == plan.rows.changes_layers;
   });
-  if (found != captured_.end()) return *found;
-  if (captured_.size() == kMostCaptured) captured_.clear();
-  return captured_.emplace_back(Captured{plan.settings, plan.method, plan.batch, plan.rows.longest,
-                                         plan.rows.changes_layers, at::Tensor(), nullptr});
+  if (found != captured_.end()) {
+    captured_.splice(captured_.begin(), captured_, found);
+    return *found;
+  }
+  if (captured_.size() == kMostCaptured) captured_.pop_back();
+  return captured_.emplace_front(Captured{plan.settings, plan.method, plan.batch, plan.rows.longest,
+                                          plan.rows.changes_layers, at::Tensor(), nullptr});
 }
 
 void DecodeStep::run_captured(const Plan& plan) {
@@ -188,9 +193,11 @@ void DecodeStep::run_captured(const Plan& plan) {
     return;
   }
   if (!step.graph) {
+    const auto other = std::find_if(captured_.begin(), captured_.end(),
+                                    [](const Captured& one) { return one.graph != nullptr; });
     step.graph = std::make_unique<DeviceGraph>(
-        decoder_->target().device,
-        [this, plan, logits = &step.logits] { *logits = compute(plan); });
+        decoder_->target().device, [this, plan, logits = &step.logits] { *logits = compute(plan); },
+        other != captured_.end() ? other->graph.get() : nullptr);
   }
   step.graph->replay();
   logits_ = step.logits;
@@ -221,6 +228,7 @@ at::Tensor DecodeStep::take_selected_rows() {
 }
 
 void DecodeStep::end() {
+  queue_.wait();
   plan_.reset();
 }
 

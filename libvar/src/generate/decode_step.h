@@ -59,7 +59,8 @@ class DecodeStep {
   /// Changed (head, row) pairs since begin or the last call: [layers, B] int64.
   at::Tensor take_selected_rows();
 
-  /// Lets go of the cache. Captured steps stay, for a later begin with buffers at the same places.
+  /// Waits for what runs, and lets go of the cache. Captured steps stay, for a later begin with
+  /// buffers at the same places.
   void end();
 
  private:
@@ -92,9 +93,9 @@ class DecodeStep {
   bool graphs_;
   WorkQueue queue_;
   std::optional<Plan> plan_;
-  std::int64_t longest_ = 0;            // of the sequences, before the next step
-  std::vector<const void*> addresses_;  // that the captured steps were captured with
-  std::list<Captured> captured_;        // in place: graphs point at their logits
+  std::int64_t longest_ = 0;          // of the sequences, before the next step
+  std::vector<std::int64_t> layout_;  // of the cache that the captured steps were captured with
+  std::list<Captured> captured_;      // used last first; in place: graphs point at their logits
 
   // On the device; the first B of each.
   at::Tensor tokens_;         // [max B] int64

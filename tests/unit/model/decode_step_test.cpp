@@ -29,6 +29,7 @@ struct Case {
 struct Steps {
   std::vector<std::int64_t> tokens;
   std::vector<at::Tensor> logits;
+  at::Tensor sink_scores;  // as they are kept
   VarStatistics statistics;
 };
 
@@ -65,6 +66,7 @@ class Fixture {
       out.tokens.push_back(
           choose_token(out.logits.back(), one.generation, static_cast<std::uint64_t>(i) + 1));
     }
+    out.sink_scores = conversation.cache().all_sink_scores();
     out.statistics = conversation.statistics(one.var);
     return out;
   }
@@ -106,8 +108,10 @@ class Fixture {
         conversations[i].add_selected_rows(selected.select(1, static_cast<std::int64_t>(i)));
       step.end();
     }
-    for (std::size_t i = 0; i < cases.size(); ++i)
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      out[i].sink_scores = conversations[i].cache().all_sink_scores().clone();
       out[i].statistics = conversations[i].statistics(cases[i].var);
+    }
     return out;
   }
 
@@ -140,7 +144,8 @@ bool equal(const Steps& a, const Steps& b) {
   for (std::size_t i = 0; i < a.logits.size(); ++i) {
     if (!at::equal(a.logits[i], b.logits[i])) return false;
   }
-  return a.statistics.selected_rows == b.statistics.selected_rows &&
+  return at::equal(a.sink_scores, b.sink_scores) &&
+         a.statistics.selected_rows == b.statistics.selected_rows &&
          a.statistics.visual_sinks == b.statistics.visual_sinks;
 }
 
@@ -151,8 +156,12 @@ TEST_CASE("steps of one sequence are those of a conversation, bit for bit", "[de
   const Fixture fixture;
   VarParams sinks_of_generated = var_params(true);
   sinks_of_generated.generated_sinks = !sinks_of_generated.generated_sinks;
+  VarParams off = sinks_of_generated;
+  off.enabled = false;
+  off.phi_epsilon = 0.5F;
   std::vector<Case> cases = {
       {9, var_params(false), {}},
+      {9, off, {}},
       {9, var_params(true), {}},
       {9, sinks_of_generated, generation_params(1.0, 0, 1.0)},
       {9, var_params(true), generation_params(1.5, 10, 0.8)},
