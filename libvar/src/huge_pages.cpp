@@ -1,13 +1,15 @@
 #include "huge_pages.h"
 
 #include <ATen/ops/from_blob.h>
-#include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+
+#include "libvar/error.h"
 
 namespace libvar {
 namespace {
@@ -35,8 +37,10 @@ struct HugePageArena::Chunk {
   explicit Chunk(std::size_t bytes) : mapped_bytes(bytes + kHugePage) {
     mapped =
         ::mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    TORCH_CHECK_WITH(OutOfMemoryError, mapped != MAP_FAILED, "weights: ", mapped_bytes,
-                     " bytes of memory can't be had: ", std::strerror(errno));
+    if (mapped == MAP_FAILED) {
+      throw ResourceError(c10::str("weights: ", mapped_bytes,
+                                   " bytes of memory can't be had: ", std::strerror(errno)));
+    }
     data = reinterpret_cast<char*>(round_up(reinterpret_cast<std::uintptr_t>(mapped), kHugePage));
     size = bytes;
     ::madvise(data, size, MADV_HUGEPAGE);  // only advice

@@ -56,10 +56,11 @@ at::Tensor Conversation::prefill(const Sequence& prompt, const std::vector<at::T
   const std::int64_t split = prefix != nullptr ? prefix->rows : 0;
   if (split > 0) {
     run_rows(0, split, embeddings.narrow(1, 0, split), positions, var);
-    prefix->cache.emplace(decoder_->config(), decoder_->target());
-    prefix->cache->reserve(split);
-    prefix->cache->copy_from(cache_, split);
+    KvCache kept(decoder_->config(), decoder_->target());
+    kept.reserve(split);
+    kept.copy_from(cache_, split);
     prefix->selected_rows = selected_rows_.clone();
+    prefix->cache = std::move(kept);  // last: without it nothing of the prefix is there
   }
   const at::Tensor last =
       run_rows(split, rows, embeddings.narrow(1, split, rows - split), positions, var);

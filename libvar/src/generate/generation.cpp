@@ -65,7 +65,7 @@ bool Generation::take(std::int64_t token, const at::Tensor& logits) {
     return false;
   }
   tokens_.push_back(*token_);
-  if (!give(decoder_.push(*token_))) {
+  if (on_text_ && !give(decoder_.push(*token_))) {
     finish_reason_ = FinishReason::kCancelled;
     return false;
   }
