@@ -38,12 +38,27 @@ std::int64_t workspace(const DecoderConfig& config, std::int64_t element) {
          std::max(config.intermediate_size, config.num_heads * config.head_dim);
 }
 
+/// Partial states of attention on CUDA: of a few sequences or rows at a time, but at least of one
+/// row, or of a tile of 64 (row, head) pairs of each key head. A state has a float32 vector and
+/// some numbers for each range of keys and token class.
+std::int64_t partial_states(const DecoderConfig& config, const ComputeTarget& target,
+                            const PlannedWork& work) {
+  constexpr std::int64_t kUsual = std::int64_t{64} << 20, kRowKeys = 64, kTileKeys = 256,
+                         kTileRows = 64, kClasses = 4, kNumbers = 16;
+  if (target.device.is_cpu()) return 0;
+  const std::int64_t keys = work.rows + work.new_tokens;
+  const std::int64_t state = kClasses * (4 * config.head_dim + kNumbers);
+  return std::max({kUsual, (keys / kRowKeys + 1) * config.num_heads * state,
+                   (keys / kTileKeys + 1) * kTileRows * config.num_kv_heads * state});
+}
+
 std::int64_t activation_bytes(const DecoderConfig& config, const ComputeTarget& target,
                               const PlannedWork& work, std::int64_t chunk) {
   const auto element = static_cast<std::int64_t>(c10::elementSize(target.dtype));
   const std::int64_t rows =
       std::max(chunk > 0 ? std::min(chunk, work.rows) : work.rows, work.sequences);
   std::int64_t bytes = rows * row_bytes(config, target, element) + workspace(config, element) +
+                       partial_states(config, target, work) +
                        work.sequences * config.vocab_size * (element + kChoiceBytes);
   if (work.keeps_logits && target.device.is_cpu())  // one by one, and stacked at the end
     bytes += 2 * (work.new_tokens + 1) * config.vocab_size * 4;

@@ -82,17 +82,22 @@ TEST_CASE("the plan of a prompt has the sizes of its cache and activations", "[m
   CHECK(plan(work, -1).activation_bytes == all.activation_bytes + 2 * 100 * (4 + 64));
 }
 
-TEST_CASE("on a GPU the product of gate and up has memory of its own", "[memory]") {
+TEST_CASE("on a GPU the product of gate and up and states of attention have memory of their own",
+          "[memory]") {
   ModelConfig config = small_config();
   config.decoder.intermediate_size = 32;
   ComputeTarget target;
-  const auto activations = [&] {
-    return plan_memory(config, target, text_of(1000), -1).activation_bytes;
+  const auto activations = [&](std::int64_t rows = 1000) {
+    return plan_memory(config, target, text_of(rows), -1).activation_bytes;
   };
   // A row: 4 * (3 * 8 + 2 * 32 + 2 * 4) + 2 * 2 + 4 * 2 = 396 bytes.
   CHECK(activations() == 1000 * 396 + 4 * 8 * 32 + 100 * (4 + 64));
   target.device = at::Device(at::kCUDA, 0);  // 4 * (2 * 8 + 3 * 32 + 2 * 4) + 12 = 492
-  CHECK(activations() == 1000 * 492 + 4 * 8 * 32 + 100 * (4 + 64));
+  constexpr std::int64_t kStates = std::int64_t{64} << 20, kRest = 4 * 8 * 32 + 100 * (4 + 64);
+  CHECK(activations() == 1000 * 492 + kStates + kRest);
+  // A tile of 64 rows: for each 256 keys four vectors of 4 floats and their numbers.
+  constexpr std::int64_t kMany = 4'000'000, kNew = 24;
+  CHECK(activations(kMany) == kMany * 492 + ((kMany + kNew) / 256 + 1) * 64 * 4 * 32 + kRest);
 }
 
 TEST_CASE("a prompt is computed in the largest chunks for which there is memory", "[memory]") {
