@@ -1,6 +1,6 @@
 # decoder/, vision/ and generate/: each part against a slow oracle, the whole against the goldens.
 libvar_add_test(NAME model LABELS cpu sanitize
-  SOURCES unit/model/cpu_threads_test.cpp unit/model/decode_step_test.cpp unit/model/decoder_test.cpp unit/model/memory_plan_test.cpp unit/model/parts_test.cpp unit/model/sampler_test.cpp unit/model/tiny_decoder.cpp unit/model/upload_test.cpp unit/model/var_params_test.cpp
+  SOURCES unit/model/cpu_threads_test.cpp unit/model/decode_step_test.cpp unit/model/decoder_test.cpp unit/model/memory_plan_test.cpp unit/model/parts_test.cpp unit/model/plain_attention_test.cpp unit/model/sampler_test.cpp unit/model/tiny_decoder.cpp unit/model/upload_test.cpp unit/model/var_params_test.cpp
   LINK libvar::libvar)
 find_package(nlohmann_json 3.11 REQUIRED)
 find_package(ZLIB REQUIRED)

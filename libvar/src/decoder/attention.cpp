@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/ones_like.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "libvar/ops.h"
+#include "plain_attention.h"
 
 namespace libvar {
 namespace {
@@ -93,10 +93,8 @@ at::Tensor SelfAttention::attend_plain(const at::Tensor& query, const AttentionP
     off.head_rule = HeadRule::kNone;
     return attend_redistributed(query, length, off, at::Tensor(), false, cache);
   }
-  return at::scaled_dot_product_attention(query, cache.keys(layer_, length),
-                                          cache.values(layer_, length), {}, 0.0,
-                                          /*is_causal=*/true, scale_,
-                                          /*enable_gqa=*/config_.num_heads != config_.num_kv_heads);
+  return plain_attention(query, cache.keys(layer_, length), cache.values(layer_, length),
+                         /*is_causal=*/true, scale_);
 }
 
 at::Tensor SelfAttention::operator()(const at::Tensor& normed, const at::Tensor& phi,

@@ -5,10 +5,10 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/outer.h>
 #include <ATen/ops/pow.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 #include <c10/util/StringUtil.h>
 
 #include "libvar/error.h"
+#include "plain_attention.h"
 #include "vision/activation.h"
 
 namespace libvar {
@@ -86,9 +86,10 @@ at::Tensor Qwen2VlEncoder::attend(const Layer& layer, const at::Tensor& normed,
   const at::Tensor parts = layer.query_key_value(normed).unflatten(
       -1, {3, config_.num_heads, config_.hidden_size / config_.num_heads});
   const auto heads = [](const at::Tensor& part) { return part.transpose(0, 1).unsqueeze(0); };
-  const at::Tensor mixed = at::scaled_dot_product_attention(
+  const at::Tensor mixed = plain_attention(
       heads(rotate(parts.select(1, 0), angles.cos, angles.sin)),
-      heads(rotate(parts.select(1, 1), angles.cos, angles.sin)), heads(parts.select(1, 2)));
+      heads(rotate(parts.select(1, 1), angles.cos, angles.sin)), heads(parts.select(1, 2)),
+      /*is_causal=*/false);
   return layer.attention_out(mixed.squeeze(0).transpose(0, 1).reshape(normed.sizes()));
 }
 

@@ -1,13 +1,13 @@
 #include "vision/transformer_layer.h"
 
 #include <ATen/ops/layer_norm.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 #include <c10/util/StringUtil.h>
 
 #include <utility>
 #include <vector>
 
 #include "libvar/error.h"
+#include "plain_attention.h"
 #include "vision/activation.h"
 
 namespace libvar {
@@ -45,7 +45,7 @@ at::Tensor TransformerLayer::attend(const at::Tensor& normed) const {
   for (at::Tensor& part : parts) {
     part = part.unflatten(-1, {num_heads_, part.size(-1) / num_heads_}).transpose(1, 2);
   }
-  const at::Tensor mixed = at::scaled_dot_product_attention(parts[0], parts[1], parts[2]);
+  const at::Tensor mixed = plain_attention(parts[0], parts[1], parts[2], /*is_causal=*/false);
   return attention_out_(mixed.transpose(1, 2).reshape(normed.sizes()));
 }
 
