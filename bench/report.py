@@ -278,10 +278,12 @@ def model_tables(runs):
                 names.append(name)
         for run, case in cases:
             base = case.median("libvar")
+            # As in the bars; the quotient of the medians where a file has no ratio.
             bound = case.median("bound")
+            share = case.values.get("ratio/bound/libvar", bound and bound / base)
             tokens = case.sizes.get("sequences", 1)
             row = [heading(case), run.context["threads"], f"{1e6 * tokens / base:.1f}" if op == "decode" else "",
-                   f"{100 * bound / base:.0f} %" if bound else ""]
+                   f"{100 * share:.0f} %" if share else ""]
             for name in names:
                 us = case.median(name)
                 row.append("" if us is None else f"{us / 1e3:.1f}" + (f" ({us / base:.2f}×)" if name != "libvar" else ""))
@@ -367,9 +369,14 @@ def figures(device, run, whole):
     return result
 
 
+def short_commit(commit):
+    number, dash, rest = commit.partition("-")  # "-dirty" stays
+    return number[:12] + dash + rest
+
+
 def machine_lines(run, group):
     context = run.context
-    facts = [("measured", context["date"][:16].replace("T", " ")), ("commit", context.get("commit", "unknown")[:12]),
+    facts = [("measured", context["date"][:16].replace("T", " ")),
              ("GPU", context.get("gpu")), ("driver", context.get("gpu_driver")),
              ("clocks at the start (SM, memory)", context.get("gpu_clocks_sm_mem")),
              ("CPU", f"{context['cpu']}, {context.get('cpu_cores', '?')} cores"), ("flags", context.get("cpu_flags")),
@@ -380,7 +387,8 @@ def machine_lines(run, group):
         rate = ceiling(run, context["device"], kind)
         if rate:
             facts.append((f"ceiling: {kind}", f"{rate:.0f} {unit}"))
-    facts.append(("files", ", ".join(f"`bench/results/{r.file}`" for r in group.values())))
+    facts.append(("files, their commits", ", ".join(
+        f"`bench/results/{r.file}` {short_commit(r.context.get('commit', 'unknown'))}" for r in group.values())))
     return table(["", ""], [[key, str(value)] for key, value in facts if value])
 
 

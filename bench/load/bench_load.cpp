@@ -31,6 +31,7 @@
 #include "huge_pages.h"
 #include "kernels/statistics.h"
 #include "libvar/model.h"
+#include "load/gpu_name.h"
 
 namespace libvar::bench {
 namespace {
@@ -170,13 +171,15 @@ ordered_json context(const Flags& flags) {
   std::strftime(date.data(), date.size(), "%FT%T+00:00", std::gmtime(&now));
   std::array<double, 3> load{};
   getloadavg(load.data(), 3);
-  return {{"date", date.data()},
-          {"cpu", cpu_field("model name")},
-          {"cpu_cores", std::to_string(std::thread::hardware_concurrency())},
-          {"device", flags.device},
-          {"threads", std::to_string(flags.threads)},
-          {"commit", flags.commit},
-          {"load_avg", load}};
+  ordered_json out = {{"date", date.data()},
+                      {"cpu", cpu_field("model name")},
+                      {"cpu_cores", std::to_string(std::thread::hardware_concurrency())},
+                      {"device", flags.device},
+                      {"threads", std::to_string(flags.threads)},
+                      {"commit", flags.commit},
+                      {"load_avg", load}};
+  if (flags.device == "cuda") out["gpu"] = gpu_name();
+  return out;
 }
 
 int run(const Flags& flags) {

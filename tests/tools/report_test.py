@@ -87,6 +87,20 @@ class Report(unittest.TestCase):
                      "| 1.250 [1.250, 1.250] | 1.0 % | at least 0.80 | holds |"):
             self.assertIn(part, page)
 
+    def test_the_share_of_the_bound_is_that_of_the_bars(self):
+        self.write("a-kernels.json", kernels())
+        ratio = {f"ratio{kind}/bound/libvar": 0.84 for kind in ("", "_low", "_high")}
+        case = {"name": "decode/cpu/bf16/m/heads:32/kv_heads:32/layers:4/keys:640", **times(libvar=1e5, bound=8e4)}
+        context = {**CONTEXT, "threads": "1"}
+        for extra, share in ((ratio, "84 %"), ({}, "80 %")):
+            self.write("a-model.json", {"context": context, "benchmarks": [{**case, **extra}]})
+            self.assertIn(f"| 1 | 10.0 | {share} | 100.0 | 80.0 (0.80×) |", self.page())
+
+    def test_every_file_has_its_commit(self):
+        for kind, commit in (("kernels", "0123456789abcdef"), ("peers", "fedcba9-dirty")):
+            self.write(f"a-{kind}.json", {**kernels(), "context": {**CONTEXT, "commit": commit}})
+        self.assertIn("`bench/results/a-kernels.json` 0123456789ab, `bench/results/a-peers.json` fedcba9-dirty |", self.page())
+
     def test_the_newest_run_of_a_machine_counts(self):
         self.write("a-kernels.json", kernels(ratio=1.2))
         newer = kernels()
