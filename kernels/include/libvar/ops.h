@@ -35,13 +35,19 @@ at::Tensor sink_scores(const at::Tensor& hidden, const at::Tensor& sink_dims, do
 
 /// RMSNorm of a layer and phi of its input, in one read of hidden.
 ///
+/// Source: RMSNorm, arXiv:1910.07467, with the roundings of Llama in transformers; phi as
+/// sink_scores.
 ///     normed = weight * cast(x * rsqrt(mean(x^2) + eps))      cast to the dtype of hidden before
 ///     the weight
-/// @param hidden     [..., D]
-/// @param weight     [D], dtype and device of hidden
-/// @param sink_dims  [S] int64, S may be 0: phi is then 0 everywhere
-/// @return           (normed [..., D] in the dtype of hidden, phi [...] float32)
+/// @param hidden     [..., D] float32|float16|bfloat16, D contiguous
+/// @param weight     [D], dtype and device of hidden, contiguous
+/// @param sink_dims  [S] int64, same device, S <= 8; S may be 0: phi is then 0 everywhere
+/// @param eps        > 0, of the norm and of phi
+/// @return           (normed [..., D] in the dtype of hidden, contiguous; phi [...] float32)
 /// @throws           as sink_scores
+/// Numerics: reductions in float32, phi within kSinkScoreBound (numerics.h); normed is rounded to
+/// the dtype before the weight multiplies it and after. Cost: one read of hidden from memory and
+/// one write of normed; no host synchronisation.
 std::tuple<at::Tensor, at::Tensor> rms_norm_sink_scores(const at::Tensor& hidden,
                                                         const at::Tensor& weight,
                                                         const at::Tensor& sink_dims,
@@ -49,10 +55,15 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_sink_scores(const at::Tensor& hidden
 
 /// residual += delta, rounded to its dtype, then RMSNorm and phi of the rounded sum.
 ///
-/// @param residual   [..., D], changed in place
-/// @param delta      [..., D], dtype, shape and device of residual
+/// Source: as rms_norm_sink_scores.
+///     residual = cast(residual + delta)
+/// @param residual   [..., D] float32|float16|bfloat16, D contiguous; changed in place
+/// @param delta      [..., D], dtype, shape and device of residual, D contiguous
+/// @param weight     [D], as rms_norm_sink_scores; likewise sink_dims (S <= 8) and eps
 /// @return           (normed, phi) of the new residual, as rms_norm_sink_scores
 /// @throws           as sink_scores
+/// Numerics: as rms_norm_sink_scores of the new residual. Cost: one read of residual and delta from
+/// memory and one write of residual and normed; no host synchronisation.
 std::tuple<at::Tensor, at::Tensor> add_rms_norm_sink_scores(at::Tensor& residual,
                                                             const at::Tensor& delta,
                                                             const at::Tensor& weight,

@@ -11,6 +11,7 @@
 
 namespace libvar {
 
+/// How many sequences a batch has, and what it may keep and take.
 struct BatchOptions {
   std::int64_t batch = 8;          ///< most sequences that are decoded together, >= 1
   std::int64_t prefixes = 2;       ///< prefilled images that are kept for later questions, >= 0
@@ -44,7 +45,7 @@ using StepCallback = std::function<bool()>;
 /// logits are closer than 8 of them.
 class BatchSession {
  public:
-  /// @throws ConfigError  options out of range
+  /// @throws ConfigError  no model, or options out of range
   explicit BatchSession(std::shared_ptr<const Model> model, BatchOptions options = {});
   ~BatchSession();
   BatchSession(BatchSession&&) noexcept;

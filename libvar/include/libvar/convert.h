@@ -10,6 +10,7 @@
 
 namespace libvar {
 
+/// How a checkpoint becomes an archive.
 struct ConvertOptions {
   std::string dtype = "auto";  ///< auto (the checkpoint's), fp32, bf16, fp16
   /// "" or "int8": the weights of the linear maps in the decoder's layers become int8, each row
@@ -46,6 +47,7 @@ void save_sink_dimensions(const std::filesystem::path& archive,
                           const std::vector<std::int64_t>& dims, const std::string& source,
                           const ProgressCallback& on_progress = {});
 
+/// What an archive says of itself.
 struct ArchiveInfo {
   std::int64_t format_version = 0;
   std::string content_id;  ///< another one where a weight, name or extra file is another

@@ -61,8 +61,8 @@ struct Inspection {
 /// the contribution) and Section 4 (visual non-sink ratio). Generation runs in the fused kernel; of
 /// the rows looked at the probabilities are computed beside it, one layer at a time, so that memory
 /// grows with rows x positions, never with positions x positions.
-/// @throws  as Session::ask; ConfigError for layers and positions that the model or the prompt
-///          does not have
+/// @throws  as Session::ask; InputError without an image; ConfigError for layers and positions that
+///          the model or the prompt does not have
 Inspection inspect(const std::shared_ptr<const Model>& model, const Request& request,
                    const InspectOptions& options = {});
 

@@ -9,6 +9,7 @@
 #include "libvar/inspection.h"
 #include "libvar/knockout.h"
 #include "libvar/model.h"
+#include "libvar/numerics.h"
 #include "libvar/ops.h"
 #include "libvar/questions.h"
 #include "libvar/report.h"

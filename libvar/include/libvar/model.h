@@ -10,6 +10,7 @@
 
 namespace libvar {
 
+/// Where and in which type a model is computed, and how its weights get there.
 struct LoadOptions {
   std::string device = "auto";  ///< auto (CUDA where there is one), cpu, cuda, cuda:N
   /// auto, fp32, bf16, fp16. auto: the archive's on CUDA; on a CPU bf16 where the processor has
@@ -33,7 +34,8 @@ class Model {
   /// straight from there to where it is computed with, and leaves the memory of the mapping.
   ///
   /// @throws ArchiveError   not an archive of this library, damaged, or of another format version
-  /// @throws ConfigError    unknown device, dtype or LoadOptions::weights
+  /// @throws ConfigError    unknown device, dtype or LoadOptions::weights; a head size above 256 on
+  ///                        CUDA
   /// @throws ResourceError  it does not fit in memory
   static std::shared_ptr<const Model> load(const std::filesystem::path& path,
                                            const LoadOptions& options = {});

@@ -31,6 +31,7 @@ std::string report_entry(const std::shared_ptr<const Model>& model, const Reques
                          const ReportOptions& options = {});
 
 /// The page of some entries: one HTML file that needs no other and no network.
+/// @throws InputError  there is no entry, or one is not of report_entry
 std::string report_page(const std::string& title, const std::vector<std::string>& entries);
 
 }  // namespace libvar

@@ -64,6 +64,7 @@ struct Request {
 /// Names for Request::prompt_style, "auto" left out.
 std::vector<std::string> prompt_styles();
 
+/// Why an answer ended.
 enum class FinishReason {
   kStop,       ///< a stop token was chosen
   kLength,     ///< max_new_tokens were generated
@@ -84,6 +85,7 @@ struct VarStatistics {
       eligible_rows;  ///< (head, row) pairs of text rows that see a visual sink
 };
 
+/// What an answer took.
 struct Timing {
   double load_ms = 0;  ///< the model's load
   double vision_ms = 0;
@@ -95,6 +97,7 @@ struct Timing {
       0;  ///< resident memory of the process, or allocated device memory
 };
 
+/// The answer to one request, and how it came about.
 struct Answer {
   std::string text;
   std::vector<std::int64_t> tokens;  ///< generated ids, the stop token excluded

@@ -10,6 +10,7 @@ namespace libvar {
 
 struct PassHooks;
 
+/// How a session computes, and how much memory it may take.
 struct SessionOptions {
   /// Most rows of the prompt computed at once; 0: all, or as many as there is memory for.
   std::int64_t prefill_chunk = 0;
@@ -27,6 +28,7 @@ struct SessionOptions {
 /// refused.
 class Session {
  public:
+  /// @throws ConfigError  no model, or options out of range
   explicit Session(std::shared_ptr<const Model> model, SessionOptions options = {});
   ~Session();
   Session(Session&&) noexcept;
