@@ -125,7 +125,7 @@ int ask(const AskFlags& flags) {
   const libvar::Request request = make_request(flags, *model);
   if (flags.file.questions) {
     return answer_questions(flags.file, questions, flags.model, model, request,
-                            flags.generation.session().cuda_graph, flags.common);
+                            flags.generation.session(), flags.common);
   }
   libvar::Session session(model, flags.generation.session());
   const InterruptScope interrupt;

@@ -170,7 +170,8 @@ std::vector<libvar::Question> QuestionFileFlags::read() const {
 int answer_questions(const QuestionFileFlags& flags, const std::vector<libvar::Question>& questions,
                      const std::string& model_path,
                      const std::shared_ptr<const libvar::Model>& model,
-                     const libvar::Request& request, bool cuda_graph, const CommonFlags& common) {
+                     const libvar::Request& request, const libvar::SessionOptions& session_options,
+                     const CommonFlags& common) {
   const InterruptScope interrupt;  // before the file of answers is there
   AnswersOut answers(flags, questions, std::filesystem::path(model_path).stem().string(),
                      settings_of(model_path, *model, request));
@@ -182,7 +183,8 @@ int answer_questions(const QuestionFileFlags& flags, const std::vector<libvar::Q
   }
   libvar::BatchOptions options;
   options.batch = flags.batch;
-  options.cuda_graph = cuda_graph;
+  options.cuda_graph = session_options.cuda_graph;
+  options.memory_bytes = session_options.memory_bytes;
   libvar::BatchSession session(model, options);
   ProgressBar bar("questions", ProgressBar::Unit::kPieces);
   const auto begin = std::chrono::steady_clock::now();

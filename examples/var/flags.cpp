@@ -83,9 +83,11 @@ void CommonFlags::add(CLI::App& command, const std::string& dtype_help) {
       ->check(CLI::IsMember({"auto", "copy", "map"}))
       ->capture_default_str();
   command
-      .add_option("--threads", threads,
-                  "Threads of the CPU; by default its physical cores, as far as affinity and CPU "
-                  "quota allow, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set")
+      .add_option(
+          "--threads", threads,
+          "Threads of the CPU; by default its physical cores, as far as affinity and CPU "
+          "quota allow, unless OMP_NUM_THREADS, MKL_NUM_THREADS, OMP_PROC_BIND, OMP_PLACES or "
+          "GOMP_CPU_AFFINITY is set")
       ->check(check_positive)
       ->type_name("N");
   command.add_option("--log-level", log_level, "What is said on stderr beside errors")

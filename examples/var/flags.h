@@ -15,7 +15,7 @@
 
 namespace var_command {
 
-/// --device, --dtype, --threads and --log-level, which every subcommand has.
+/// --device, --dtype, --weights, --threads and --log-level, which every subcommand has.
 struct CommonFlags {
   std::string device = "auto", dtype = "auto", weights = "map", log_level = "warning";
   int threads = 0;
@@ -49,6 +49,7 @@ struct VarFlags {
   void override_values(libvar::VarParams& params) const;
 };
 
+/// How tokens are chosen, and with which memory.
 struct GenerationFlags {
   libvar::GenerationParams params;
   std::optional<double> temperature, top_p;

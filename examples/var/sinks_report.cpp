@@ -167,7 +167,9 @@ void add_sinks_report(CLI::App& sinks, Action& action) {
   command->footer(
       "Examples:\n  var sinks report llava.pt \"Is there a bird?\" --image photo.jpg --out "
       "report.html\n  var sinks report llava.pt \"What is it?\" --images photos --out report.html");
-  command->callback([flags, question, questions, image, images, &action] {
+  command->callback([flags, command, question, questions, image, images, &action] {
+    if (questions->count() > 0 && command->count("--weights") == 0)
+      flags->common.weights = "auto";  // many tokens are worth a copy
     if (image->count() + images->count() == 0) throw CLI::RequiredError("--image (or --images)");
     if (question->count() + questions->count() == 0)
       throw CLI::RequiredError("QUESTION (or --questions)");

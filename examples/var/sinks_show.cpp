@@ -346,7 +346,8 @@ void add_sinks_show(CLI::App& sinks, Action& action) {
   flags->add(*command);
   command
       ->add_option("--token", flags->tokens,
-                   "Draw tokens whose text holds this; else those of the answer")
+                   "Draw the first tokens whose text holds this, else the prompt's last and the "
+                   "answer's first; at most 6")
       ->type_name("TEXT");
   command
       ->add_option("--heads", flags->heads,

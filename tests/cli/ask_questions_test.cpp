@@ -335,6 +335,15 @@ TEST_CASE("scorers want the label that ask --questions does without", "[cli][que
   check_error(knockout("yes_no"), 1, file.path() + ", line 1: scorer yes_no: expected");
 }
 
+TEST_CASE("ask --questions refuses what --memory does not suffice for", "[cli][questions]") {
+  const QuestionFile file;
+  check_error(file.ask({"--memory", "100kB"}), 1, "but only 100.0 kB are available");
+  const CommandResult enough = file.ask({"--memory", "1GB"});
+  INFO(enough.err);
+  CHECK(enough.code == 0);
+  CHECK(enough.out == file.whole());
+}
+
 TEST_CASE("flags that don't go with --questions are refused as usage", "[cli][questions]") {
   const QuestionFile file;
   const std::string model = golden_archive("mha").string();
