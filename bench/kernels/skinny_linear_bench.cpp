@@ -8,8 +8,8 @@
 
 #include "kernels/cases.h"
 #include "kernels/machine.h"
-#include "read_all.h"
 #include "libvar/ops.h"
+#include "read_all.h"
 #include "reference/linear_oracle.h"
 
 namespace libvar::bench {

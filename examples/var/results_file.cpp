@@ -51,7 +51,7 @@ LinesFile::LinesFile(std::filesystem::path path, const std::string& content,
 
 void LinesFile::add(const ordered_json& line) {
   out_ << line.dump() + '\n' << std::flush;
-  if (!out_) throw libvar::InputError(path_.string() + ": can't be written");
+  if (!out_) throw libvar::ResourceError(path_.string() + ": can't be written");
 }
 
 void check_settings(const std::filesystem::path& file, const ordered_json& made_with,

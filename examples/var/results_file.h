@@ -21,7 +21,7 @@ class LinesFile {
   /// @param content     of the file, for messages: "results"
   /// @param beginnings  a line begins with one of them
   /// @param see         throws at a line that doesn't belong there
-  /// @throws libvar::InputError  it can't be written, or is no such file
+  /// @throws libvar::InputError  it can't be opened, or is no such file
   LinesFile(std::filesystem::path path, const std::string& content,
             const std::vector<std::string>& beginnings, const See& see);
 
