@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <random>
 #include <string>
@@ -292,6 +293,38 @@ TEST_CASE("what is answered is given before an error of another question", "[bat
       break;
     }
   }
+}
+
+TEST_CASE("an answer that ends in the step of another's error is given", "[batch]") {
+  const json& golden = family_case("qwen_flat");
+  // The first ends after one step and the third takes its place: in the second step, which takes
+  // the sequences from the last to the first, the second ends before the third's error is found.
+  std::vector<Request> requests(3);
+  const std::vector<std::string> questions = {"Hello", "What is it?", "Is there a dog?"};
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    requests[i].question = questions[i];
+    requests[i].var.enabled = false;
+    requests[i].generation.max_new_tokens = static_cast<std::int64_t>(i + 2);
+  }
+  FamilyCheckpoint checkpoint(golden);
+  const std::vector<Answer> expected = alone(load_family_case(golden), requests);
+  const std::int64_t poison = expected[2].tokens.at(1);  // what it gives the second step
+  for (const Answer& answer : expected) {
+    CHECK(std::count(answer.prompt_tokens.begin(), answer.prompt_tokens.end(), poison) == 0);
+    CHECK(answer.tokens.front() != poison);
+  }
+  REQUIRE(expected[1].tokens.at(1) != poison);
+  checkpoint.tensors.at("model.embed_tokens.weight")[poison].fill_(std::nan(""));
+  BatchSession session(load_checkpoint(checkpoint, golden));
+  std::vector<std::size_t> order;
+  CHECK_THROWS_WITH(session.ask(requests,
+                                [&](std::size_t index, const Answer& answer) {
+                                  CHECK(answer.tokens == expected[index].tokens);
+                                  order.push_back(index);
+                                  return true;
+                                }),
+                    "sampler: the logits are not finite");
+  CHECK(order == std::vector<std::size_t>{0, 1});
 }
 
 TEST_CASE("a prefix is known by the pictures' pixels, not by their files", "[batch]") {

@@ -19,7 +19,25 @@
 
 namespace libvar::testing {
 
-/// The checkpoint of a case, written in its published form, converted and loaded; once per process.
+/// A checkpoint of a case, written in its published form, converted and loaded.
+/// @param dtype  of the computation; empty: the case's
+inline std::shared_ptr<const Model> load_checkpoint(const FamilyCheckpoint& checkpoint,
+                                                    const nlohmann::json& golden,
+                                                    const std::string& dtype = {},
+                                                    const std::string& device = "cpu") {
+  const TemporaryFolder folder;
+  const std::filesystem::path path = folder / "checkpoint";
+  checkpoint.write(path);
+  ConvertOptions options;
+  options.sink_dims = golden.at("sink_dims").get<std::vector<std::int64_t>>();
+  convert_checkpoint(path, folder / "model.pt", options);
+  LoadOptions load_options;
+  load_options.device = device;
+  load_options.dtype = dtype.empty() ? golden.at("dtype").get<std::string>() : dtype;
+  return Model::load(folder / "model.pt", load_options);
+}
+
+/// The model of a case; loaded once per process.
 /// @param dtype  of the computation; empty: the case's
 inline std::shared_ptr<const Model> load_family_case(const nlohmann::json& golden,
                                                      const std::string& dtype = {},
@@ -27,17 +45,7 @@ inline std::shared_ptr<const Model> load_family_case(const nlohmann::json& golde
   static std::map<std::string, std::shared_ptr<const Model>> models;
   const std::string key = golden.at("name").get<std::string>() + " " + dtype + " " + device;
   std::shared_ptr<const Model>& model = models[key];
-  if (model) return model;
-  const TemporaryFolder folder;
-  const std::filesystem::path checkpoint = folder / "checkpoint";
-  FamilyCheckpoint(golden).write(checkpoint);
-  ConvertOptions options;
-  options.sink_dims = golden.at("sink_dims").get<std::vector<std::int64_t>>();
-  convert_checkpoint(checkpoint, folder / "model.pt", options);
-  LoadOptions load_options;
-  load_options.device = device;
-  load_options.dtype = dtype.empty() ? golden.at("dtype").get<std::string>() : dtype;
-  model = Model::load(folder / "model.pt", load_options);
+  if (!model) model = load_checkpoint(FamilyCheckpoint(golden), golden, dtype, device);
   return model;
 }
 
