@@ -130,7 +130,7 @@ def newest_runs(folder):
         run = read_run(path)
         if run.context.get("sizes") == "tiny":
             raise ValueError(f"{path}: made with --tiny, no measurement")
-        kind = next((k for k in ("peers", *WHOLE, "load") if path.stem.endswith("-" + k)), "kernels")
+        kind = next((k for k in ("peers", *WHOLE, "load", "ask") if path.stem.endswith("-" + k)), "kernels")
         group = runs.setdefault((run.context["device"], run.machine()), {})
         if kind not in group or group[kind].context["date"] < run.context["date"]:
             group[kind] = run
@@ -305,6 +305,38 @@ def peaks_table(cases, names):
             *table(["model", *(f"`{n}`" for n in names)], rows)] if rows else []
 
 
+def first_token_table(runs):
+    """Tower and prompt together: what passes before the first token of a question about one picture."""
+    rows = []
+    for run in runs:
+        towers = {(c.sizes["heads"], c.sizes["kv_heads"]): c for c in run.cases.values() if c.op == "vision"}
+        for case in run.cases.values():
+            tower = towers.get((case.sizes.get("heads"), case.sizes.get("kv_heads")))
+            names = ("libvar", "transformers_sdpa")
+            if case.op != "prefill" or tower is None or not all(c.median(n) for c in (case, tower) for n in names):
+                continue
+            own, peer = ((tower.median(n) + case.median(n)) / 1e3 for n in names)
+            rows.append([heading(case), run.context["threads"], f"{own:.1f}", f"{peer:.1f} ({peer / own:.2f}×)"])
+    return ["### First token", "", "ms: the picture and the prompt of the two tables above, one after the other.", "",
+            *table(["model", "threads", "`libvar`", "`transformers_sdpa`"], rows)] if rows else []
+
+
+def ask_table(run):
+    cases = list(run.cases.values())
+    seconds = lambda case, key: f"{case.values[key] / 1e3:.2f} s"
+    rows = [[f"{case.dtype}, {case.name.rsplit('/', 1)[1]}", f"{case.values['archive_bytes'] / 1e9:.1f} GB",
+             *(seconds(case, key) for key in ("load_ms", "vision_ms", "prefill_ms", "first_token_ms")),
+             "{token_ms:.1f} ({token_ms_min:.1f} to {token_ms_max:.1f})".format(**case.values),
+             f"{1e3 / case.values['token_ms']:.1f}", f"{case.values['peak_bytes'] / 1e9:.1f} GB"] for case in cases]
+    values = cases[0].values
+    return ["### A whole model through the command", "",
+            f"`./dev bench ask`: {run.context['model']} at full depth, random weights, `var ask` about one picture, a prompt of "
+            f"{values['prompt_tokens']:.0f} tokens, VAR on, threads: {run.context['threads']}; medians of {values['runs']} processes. "
+            "Peak memory: the mapped archive included.", "",
+            *table(["weights", "archive", "load", "picture", "prompt", "first token", "ms per token", "tokens/s", "peak memory"],
+                   rows)]
+
+
 def load_table(run):
     names = [name for name in LOAD if any(case.median(name) for case in run.cases.values())]
     rows = []
@@ -395,8 +427,8 @@ def machine_lines(run, group):
 INTRO = """\
 # Benchmarks
 
-<!-- Written by bench/report.py from bench/results/*.json; `./dev bench kernels`, `model` and `load` make both anew. Do not
-edit. -->
+<!-- Written by bench/report.py from bench/results/*.json; `./dev bench kernels`, `model`, `load` and `ask` make both
+anew. Do not edit. -->
 
 `./dev bench kernels` checks every output against double precision, then times (bench/README.md says how). A ratio is the
 median over rounds in which every variant runs once, in random order, in one process, each call on the next of several
@@ -422,6 +454,9 @@ def section(device, machine, group, lines, pictures):
     loads = [group["load"]] if "load" in group else []
     bars = bars_table([run, *(r for r in [*whole, *loads] if r.context["threads"] == "1" or device == "cuda")])
     lines += ["### Bars", "", *(bars or ["No case of this run has a bar.", ""]), *model_tables(whole)]
+    lines += first_token_table(whole)
+    if "ask" in group:
+        lines += ask_table(group["ask"])
     for load in loads:
         lines += load_table(load)
     timed = {op: [c for c in run.cases.values() if c.op == op and c.median("libvar")]

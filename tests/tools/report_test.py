@@ -87,6 +87,24 @@ class Report(unittest.TestCase):
                      "| 1.250 [1.250, 1.250] | 1.0 % | at least 0.80 | holds |"):
             self.assertIn(part, page)
 
+    def test_a_whole_model_has_its_first_token_and_memory(self):
+        self.write("a-kernels.json", kernels())
+        self.write("a-ask.json", {"context": {**CONTEXT, "threads": "default", "model": "m-7b"}, "benchmarks": [
+            {"name": "ask/cpu/int8/map", "runs": 3, "archive_bytes": 8e9, "load_ms": 500, "vision_ms": 1500, "prefill_ms": 2500,
+             "first_token_ms": 4000, "token_ms": 200, "token_ms_min": 190, "token_ms_max": 210, "peak_bytes": 9e9,
+             "prompt_tokens": 593}]})
+        page = self.page()
+        self.assertIn("| int8, map | 8.0 GB | 0.50 s | 1.50 s | 2.50 s | 4.00 s | 200.0 (190.0 to 210.0) | 5.0 | 9.0 GB |", page)
+        self.assertIn("m-7b at full depth", page)
+
+    def test_the_first_token_is_behind_picture_and_prompt(self):
+        self.write("a-kernels.json", kernels())
+        sizes = "cpu/bf16/m/heads:32/kv_heads:32/layers"
+        self.write("a-model.json", {"context": {**CONTEXT, "threads": "1"}, "benchmarks": [
+            {"name": f"vision/{sizes}:24/tokens:576", **times(libvar=1e6, transformers_sdpa=2e6)},
+            {"name": f"prefill/{sizes}:4/keys:640", **times(libvar=3e6, transformers_sdpa=4e6)}]})
+        self.assertIn("| 1 | 4000.0 | 6000.0 (1.50×) |", self.page())
+
     def test_the_share_of_the_bound_is_that_of_the_bars(self):
         self.write("a-kernels.json", kernels())
         ratio = {f"ratio{kind}/bound/libvar": 0.84 for kind in ("", "_low", "_high")}
