@@ -89,7 +89,7 @@ void prepare(const Tile<A>& tile) {
 // all its values, then the next head's keys; what lies kAhead keys ahead in that order is asked
 // for, so that memory is never idle.
 
-constexpr std::int64_t kAhead = 48;
+constexpr std::int64_t kAhead = 32;
 
 template <typename Element>
 LIBVAR_INLINE void prefetch(const Element* row, std::int64_t dim) {

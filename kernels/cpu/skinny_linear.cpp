@@ -12,12 +12,15 @@
 #include "checks.h"
 #include "cpu/element_type.h"
 #include "cpu/skinny_linear_kernel.h"
+#include "libvar/ops.h"
 
 namespace libvar::cpu {
 namespace {
 
 // Weight elements below which a second thread costs more than it gives.
 constexpr std::int64_t kGrainElements = std::int64_t{1} << 17;
+
+static_assert(kMostInputRows == kMaxSkinnyRows);
 
 /// The rows of an input as the kernel of the chosen build wants to meet them.
 class PreparedInput {

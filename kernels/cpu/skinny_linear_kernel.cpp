@@ -146,10 +146,14 @@ struct ArithmeticOf<Bfloat16, Bfloat16> {
 };
 #endif
 
-/// The weight rows n, n + apart, ... times the input rows [m, m + inputs).
+/// Sums of products before scale and bias, of kLanes neighbouring weight rows of each stream.
+template <int streams>
+using Totals = float[kMostInputRows][streams][kLanes];
+
+/// The weight rows n, n + apart, ... times the input rows [m, m + inputs), as lane `lane`.
 template <typename W, typename T, int inputs, int outputs>
 LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int64_t n,
-                            std::int64_t apart) {
+                            std::int64_t apart, std::int64_t lane, Totals<outputs>& totals) {
   using Arithmetic = typename ArithmeticOf<W, T>::Type;
   using Input = typename Arithmetic::Input;
   using Sum = typename Arithmetic::Sum;
@@ -186,17 +190,26 @@ LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int
     add_step(sum, whole,
              [rest](const W* source) { return Arithmetic::load_partial_weight(source, rest); });
   }
-  for (int o = 0; o < outputs; ++o) {
-    const std::int64_t row = n + o * apart;
-    const float bias = linear.bias == nullptr
-                           ? 0.0f
-                           : load_partial(static_cast<const T*>(linear.bias) + row, 1)[0];
-    T* output = static_cast<T*>(linear.output) + m * linear.out_features + row;
-    for (int i = 0; i < inputs; ++i) {
-      float total = Arithmetic::total(sum[i][o]);
-      if constexpr (kIsQuantized<W>) total *= linear.weight_scale[row];
-      store_partial(output + i * linear.out_features, broadcast(total + bias), 1);
-    }
+  for (int i = 0; i < inputs; ++i) {
+    for (int o = 0; o < outputs; ++o) totals[m + i][o][lane] = Arithmetic::total(sum[i][o]);
+  }
+}
+
+/// Stores `count` neighbouring outputs of the input row m.
+template <typename W, typename T>
+LIBVAR_INLINE void store_outputs(const SkinnyLinear& linear, std::int64_t m, std::int64_t n,
+                                 std::int64_t count, const float* totals) {
+  const auto values = [count](const auto* source) {
+    return count == kLanes ? load(source) : load_partial(source, count);
+  };
+  Floats total = load(totals);
+  if constexpr (kIsQuantized<W>) total *= values(linear.weight_scale + n);
+  total += linear.bias == nullptr ? Floats{} : values(static_cast<const T*>(linear.bias) + n);
+  T* output = static_cast<T*>(linear.output) + m * linear.out_features + n;
+  if (count == kLanes) {
+    store(output, total);
+  } else {
+    store_partial(output, total, count);
   }
 }
 
@@ -204,12 +217,23 @@ LIBVAR_INLINE void run_tile(const SkinnyLinear& linear, std::int64_t m, std::int
 template <typename W, typename T, int streams>
 LIBVAR_INLINE void run_streams(const SkinnyLinear& linear, std::int64_t begin, std::int64_t end) {
   const std::int64_t apart = (end - begin) / streams;
-  for (std::int64_t n = begin; n < begin + apart; ++n) {
-    std::int64_t m = 0;
-    if constexpr (streams <= kStreamsOfPair) {
-      for (; m + 2 <= linear.num_rows; m += 2) run_tile<W, T, 2, streams>(linear, m, n, apart);
+  for (std::int64_t done = 0; done < apart; done += kLanes) {
+    const std::int64_t count = apart - done < kLanes ? apart - done : kLanes;
+    Totals<streams> totals = {};
+    for (std::int64_t lane = 0; lane < count; ++lane) {
+      const std::int64_t n = begin + done + lane;
+      std::int64_t m = 0;
+      if constexpr (streams <= kStreamsOfPair) {
+        for (; m + 2 <= linear.num_rows; m += 2)
+          run_tile<W, T, 2, streams>(linear, m, n, apart, lane, totals);
+      }
+      for (; m < linear.num_rows; ++m)
+        run_tile<W, T, 1, streams>(linear, m, n, apart, lane, totals);
     }
-    for (; m < linear.num_rows; ++m) run_tile<W, T, 1, streams>(linear, m, n, apart);
+    for (std::int64_t m = 0; m < linear.num_rows; ++m) {
+      for (int s = 0; s < streams; ++s)
+        store_outputs<W, T>(linear, m, begin + done + s * apart, count, totals[m][s]);
+    }
   }
   if constexpr (streams > 1) run_streams<W, T, 1>(linear, begin + apart * streams, end);
 }

@@ -11,6 +11,8 @@
 
 namespace libvar::cpu {
 
+constexpr int kMostInputRows = 8;  ///< kMaxSkinnyRows of libvar/ops.h
+
 /// Bytes from one prepared input row to the next: room for floats, padded to whole steps of the
 /// kernel, and one cache line more, so that not all rows lie in the same sets of the cache.
 constexpr std::int64_t prepared_row_bytes(std::int64_t in_features) {
