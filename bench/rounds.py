@@ -20,15 +20,23 @@ def median_interval(values):
     return quantile(values, max(0.0, 0.5 - half)), quantile(values, min(1.0, 0.5 + half))
 
 
-def interleaved(variants, rounds, warm_up, time_us):
-    """{variant: microseconds of each round}; a round times every variant once, in random order."""
+QUIET = 0.05  # an A/A spread at which no more rounds are needed
+
+
+def interleaved(variants, rounds, warm_up, time_us, most_rounds=0):
+    """{variant: microseconds of each round}; a round times every variant once, in random order. Up to `most_rounds` of them
+    while "libvar" and "libvar_again" differ by more than QUIET: whether a ratio is decided depends on the machine alone, not
+    on the ratio."""
     samples = {name: [] for name in variants}
     order = list(variants)
-    for index in range(rounds + warm_up):
+    for index in range(max(rounds, most_rounds) + warm_up):
+        done = index - warm_up
+        if done >= rounds and aa_spread(samples, "libvar", "libvar_again") <= QUIET:
+            break
         random.shuffle(order)
         for name in order:
             us = time_us(name)
-            if index >= warm_up:
+            if done >= 0:
                 samples[name].append(us)
     return samples
 

@@ -301,7 +301,9 @@ class Bench:
         def time_us(name):
             return self.timer.us(calls[name]) * (result["bytes"] / bytes_moved if name == "bound" else 1 / self.args.steps)
 
-        return interleaved(calls, self.args.rounds, 2, time_us)
+        samples = interleaved(calls, self.args.rounds, 2, time_us, 0 if self.args.quick else 3 * self.args.rounds)
+        result["iterations"] = len(samples["libvar"])
+        return samples
 
     def run_sequences(self, keys):
         prompt = Prompt(self.shape, keys, self.sink_dims, self.dtype, self.device)
@@ -407,7 +409,7 @@ def parse_arguments():
     parser.add_argument("--prefill", type=int, nargs="*", help="lengths of the prompt; default: 640, on CUDA also 4096")
     parser.add_argument("--sequences", type=int, nargs="+", help="decoded at once; then only that is timed")
     parser.add_argument("--steps", type=int, help="of a decode round; default: 8, on CUDA 32")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="of decode; up to three times as many on a noisy machine")
     parser.add_argument("--prefill-rounds", type=int, help="default: 3, on CUDA 9")
     parser.add_argument("--profile", action="store_true", help="on CUDA: print the kernels of a prompt and of a step")
     parser.add_argument("--threads", type=int, default=1)
