@@ -114,6 +114,15 @@ class Report(unittest.TestCase):
             self.write("a-model.json", {"context": context, "benchmarks": [{**case, **extra}]})
             self.assertIn(f"| 1 | 10.0 | {share} | 100.0 | 80.0 (0.80×) |", self.page())
 
+    def test_a_bar_that_the_bound_misses_says_so(self):
+        self.write("a-kernels.json", kernels())
+        ratio = {f"ratio{kind}/transformers_sdpa/libvar": 2.3 for kind in ("", "_low", "_high")}
+        for sdpa, said in ((2.4e5, "**missed**; the bound itself: 2.40 |"), (2.6e5, "**missed** |")):
+            self.write("a-model.json", {"context": {**CONTEXT, "threads": "1"}, "benchmarks": [
+                {"name": "decode/cpu/bf16/m/heads:28/kv_heads:4/layers:4/keys:640", "aa_spread": 0.01, **ratio,
+                 "at_least/transformers_sdpa/libvar": 2.5, **times(libvar=1.1e5, bound=1e5, transformers_sdpa=sdpa)}]})
+            self.assertIn(said, self.page())
+
     def test_every_file_has_its_commit(self):
         for kind, commit in (("kernels", "0123456789abcdef"), ("peers", "fedcba9-dirty")):
             self.write(f"a-{kind}.json", {**kernels(), "context": {**CONTEXT, "commit": commit}})
